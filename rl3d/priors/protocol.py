@@ -1,0 +1,88 @@
+"""What a prior is to the rest of the house: encode a prompt, bring renders to the model's space, predict x0, decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from rl3d.cameras import Cameras
+
+
+@dataclass(frozen=True)
+class PromptEmbedding:
+    """A prompt (or a batch of them) ready for the model; opaque to everybody but the prior that made it.
+
+    Attributes:
+        positive, negative: the prior's own conditioning, any nested structure of tensors with leading batch B.
+        prompts: the B texts, for rewards and logs.
+    """
+
+    positive: Any
+    negative: Any
+    prompts: list[str]
+
+
+class Prior(Protocol):
+    """A generative image model that can tell how a group of views should look.
+
+    Attributes:
+        n_views: views denoised jointly (1 for a plain text-to-image model).
+        image_size: height and width of the images it works on, pixels.
+        has_alpha: True when images are RGBA (premultiplied sRGB + alpha), False for RGB over `background`.
+        background: grey level [0, 1] behind the object when `has_alpha` is False.
+        name, licence: for reports.
+    """
+
+    n_views: int
+    image_size: int
+    has_alpha: bool
+    background: float
+    name: str
+    licence: str
+
+    def encode_prompt(self, prompt: str, negative_prompt: str = "") -> PromptEmbedding:
+        """Text to conditioning. Raises InputError for a prompt that the model cannot know anything about."""
+        ...
+
+    def cameras(self, azimuth: float | Tensor, elevation: float | Tensor) -> Cameras:
+        """The model's own canonical cameras [n_views]: base `azimuth` and `elevation` in radians, equal spacing."""
+        ...
+
+    def to_latents(self, images: Tensor) -> Tensor:
+        """[B, V, C, H, W] in [0, 1] to the diffusion space [B, V, c, h, w]; differentiable."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Diffusion space [B, V, c, h, w] to images [B, V, C, H, W] in [0, 1]; differentiable."""
+        ...
+
+    def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """x_t = a_t x + s_t eps for t [B] in (0, 1), 1 = pure noise; differentiable."""
+        ...
+
+    def predict_x0(
+        self, x_t: Tensor, t: Tensor, prompt: PromptEmbedding, cameras: Cameras, guidance: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """One batched forward.
+
+        Returns:
+            (x0 with classifier-free guidance, x0 of the text-only prediction), both [B, V, c, h, w]. They are the same
+            tensor when guidance is 1. No gradient flows unless the caller enabled it.
+        """
+        ...
+
+    def sample(
+        self,
+        prompt: PromptEmbedding,
+        cameras: Cameras,
+        *,
+        steps: int,
+        guidance: float,
+        generator: torch.Generator,
+        progress: Any = None,
+    ) -> Tensor:
+        """Images [B, V, C, H, W] in [0, 1] from noise; `progress(step, steps)` is called after each step."""
+        ...

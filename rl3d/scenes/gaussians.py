@@ -1,0 +1,52 @@
+"""3D Gaussian splats as a frozen dataclass of tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rl3d.errors import InputError
+
+SH_C0 = 0.28209479177387814  # the constant spherical harmonic
+
+
+@dataclass(frozen=True)
+class Gaussians:
+    """N anisotropic Gaussians in the parametrisation of 3D Gaussian Splatting (Kerbl et al. 2023, arXiv 2308.04079).
+
+    Attributes:
+        means: [N, 3] world, metres.
+        log_scales: [N, 3] natural log of the standard deviations along the local axes.
+        quaternions: [N, 4] (w, x, y, z), not necessarily of unit length.
+        opacity_logits: [N], opacity = sigmoid.
+        sh: [N, K, 3] spherical-harmonic coefficients, K = 1, 4, 9 or 16; colour = 0.5 + SH_C0 * sh[:, 0] + ..., sRGB.
+    """
+
+    means: Tensor
+    log_scales: Tensor
+    quaternions: Tensor
+    opacity_logits: Tensor
+    sh: Tensor
+
+    def __post_init__(self) -> None:
+        n = self.means.shape[0]
+        want = {"means": (n, 3), "log_scales": (n, 3), "quaternions": (n, 4), "opacity_logits": (n,)}
+        for name, shape in want.items():
+            if tuple(getattr(self, name).shape) != shape:
+                raise InputError(f"Gaussians.{name} must be {list(shape)}, got {list(getattr(self, name).shape)}")
+        if self.sh.ndim != 3 or self.sh.shape[0] != n or self.sh.shape[2] != 3 or self.sh.shape[1] not in (1, 4, 9, 16):
+            raise InputError(f"Gaussians.sh must be [{n}, 1|4|9|16, 3], got {list(self.sh.shape)}")
+
+    def __len__(self) -> int:
+        return self.means.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        return self.means.device
+
+    @property
+    def colours(self) -> Tensor:
+        """[N, 3] view-independent part of the colour, sRGB, unclamped."""
+        return 0.5 + SH_C0 * self.sh[:, 0]
