@@ -1,0 +1,17 @@
+"""Judges: what a reward is, the two embedded ones, and scoring with them."""
+
+from rl3d.rewards.embedded import JudgeReward as JudgeReward
+from rl3d.rewards.embedded import load as load
+from rl3d.rewards.judges import Judge as Judge
+from rl3d.rewards.judges import load_judge as load_judge
+from rl3d.rewards.protocol import FunctionReward as FunctionReward
+from rl3d.rewards.protocol import Reward as Reward
+from rl3d.rewards.protocol import RewardInput as RewardInput
+from rl3d.rewards.protocol import reward as reward
+from rl3d.rewards.score import Retrieval as Retrieval
+from rl3d.rewards.score import colour_probabilities as colour_probabilities
+from rl3d.rewards.score import draft_score as draft_score
+from rl3d.rewards.score import janus_rate as janus_rate
+from rl3d.rewards.score import judge_views as judge_views
+from rl3d.rewards.score import retrieval as retrieval
+from rl3d.rewards.score import score_asset as score_asset

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -50,3 +52,51 @@ class Gaussians:
     def colours(self) -> Tensor:
         """[N, 3] view-independent part of the colour, sRGB, unclamped."""
         return 0.5 + SH_C0 * self.sh[:, 0]
+
+    @property
+    def scales(self) -> Tensor:
+        """[N, 3] standard deviations along the local axes, metres."""
+        return self.log_scales.exp()
+
+    @property
+    def opacities(self) -> Tensor:
+        """[N] in (0, 1)."""
+        return torch.sigmoid(self.opacity_logits)
+
+    @staticmethod
+    def load(path: str | Path) -> Gaussians:
+        """Read a splat PLY, see `rl3d.scenes.splat_io.load_splats`."""
+        from rl3d.scenes.splat_io import load_splats
+
+        return load_splats(path)
+
+    def save(self, path: str | Path) -> None:
+        """Write a splat PLY in the usual layout, see `rl3d.scenes.splat_io.save_splats`."""
+        from rl3d.scenes.splat_io import save_splats
+
+        save_splats(self, path)
+
+    def to(self, device: torch.device | str) -> Gaussians:
+        """The Gaussians on another device; dtypes stay."""
+        return replace(self, **{k: v.to(device) for k, v in vars(self).items()})
+
+    def detach(self) -> Gaussians:
+        """The Gaussians cut off from any gradient graph."""
+        return replace(self, **{k: v.detach() for k, v in vars(self).items()})
+
+    def __getitem__(self, index: Tensor | slice) -> Gaussians:
+        """A subset by a slice, a mask [N] or indices [M]; differentiable."""
+        return replace(self, **{k: v[index] for k, v in vars(self).items()})
+
+    @staticmethod
+    def cat(parts: Sequence[Gaussians]) -> Gaussians:
+        """All parts in one scene; lower spherical-harmonic degrees are padded with zeros, which changes no colour.
+
+        Raises:
+            InputError: no parts.
+        """
+        if not parts:
+            raise InputError("Gaussians.cat needs at least one part, got none")
+        width = max(p.sh.shape[1] for p in parts)
+        padded = [replace(p, sh=torch.nn.functional.pad(p.sh, (0, 0, 0, width - p.sh.shape[1]))) for p in parts]
+        return Gaussians(*(torch.cat([getattr(p, k) for p in padded]) for k in vars(padded[0])))

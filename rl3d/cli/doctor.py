@@ -1,0 +1,260 @@
+"""`rl3d doctor`: what this installation can do, what each extra would add, and what is broken."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rl3d import __version__
+from rl3d.environment import available_cpus, cpu_name, package_version
+
+# What the package metadata requires; a test compares the two.
+REQUIRED = (
+    "torch",
+    "numpy",
+    "scipy",
+    "numba",
+    "trimesh",
+    "safetensors",
+    "pillow",
+    "pyyaml",
+    "tqdm",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "fast-simplification",
+    "scikit-image",
+    "xatlas",
+)
+CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "f16c", "fma", "asimd", "bf16", "sve")
+
+
+@dataclass(frozen=True)
+class Extra:
+    """An optional package: how it is imported, what it adds, its licence, how to get it."""
+
+    package: str
+    module: str
+    adds: str
+    licence: str
+    install: str
+
+
+EXTRAS = (
+    Extra("gsplat", "gsplat", "fast Gaussian splatting on CUDA GPUs", "Apache-2.0", "pip install gsplat"),
+    Extra(
+        "pytorch3d",
+        "pytorch3d",
+        "PyTorch3D's mesh rasterizer as a backend (planned)",
+        "BSD-3-Clause",
+        "build it: see PyTorch3D's INSTALL.md",
+    ),
+    Extra(
+        "open3d",
+        "open3d",
+        "registration and ray casting on scans (planned)",
+        "MIT",
+        "pip install open3d-cpu (or open3d)",
+    ),
+    Extra(
+        "nvdiffrast",
+        "nvdiffrast",
+        "NVIDIA's mesh rasterizer, only when asked for by name (planned)",
+        "NVIDIA Source Code License, non-commercial",
+        "pip install git+https://github.com/NVlabs/nvdiffrast",
+    ),
+    Extra("viser", "viser", "a live viewer in the browser (planned)", "Apache-2.0", "pip install viser"),
+    Extra("usd-core", "pxr", "USD files (planned)", "TOST-1.0", "pip install usd-core"),
+    Extra("gymnasium", "gymnasium", "environments for 3D agents (planned)", "MIT", "pip install gymnasium"),
+    Extra("peft", "peft", "LoRA fine-tuning of hub models (planned)", "Apache-2.0", "pip install peft"),
+    Extra(
+        "imageio",
+        "imageio",
+        "video files of turntables (planned)",
+        "BSD-2-Clause",
+        "pip install imageio imageio-ffmpeg",
+    ),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+
+
+def run(args: argparse.Namespace) -> int:
+    report = examine()
+    print(json.dumps(report, indent=2) if args.json else describe(report))
+    return 1 if report["broken"] else 0
+
+
+def examine() -> dict[str, Any]:
+    """All facts, JSON-able; `broken` lists what stops rl3d from working, `warnings` what may."""
+    broken: list[str] = []
+    warnings: list[str] = []
+    packages = {name: package_version(name) for name in REQUIRED}
+    for name, version in packages.items():
+        if version is None:
+            broken.append(f"the required package {name} is not installed; pip install {name}")
+    torch_facts = _torch_facts(broken)
+    if package_version("torchvision") and torch_facts.get("cuda_build") is None:
+        warnings.append(
+            "torchvision stands beside a torch without CUDA; if diffusers or transformers fail to import,"
+            " pip uninstall torchvision (rl3d does not use it)"
+        )
+    extras = [
+        {**vars(extra), "version": package_version(extra.package), "installed": find_spec(extra.module) is not None}
+        for extra in EXTRAS
+    ]
+    caches = _caches()
+    warnings += [
+        f"{c['purpose']}: {c['path']} is not writable; set {c['variable']}" for c in caches if not c["writable"]
+    ]
+    return {
+        "rl3d": __version__,
+        "cpu": {"name": cpu_name(), "cpus": available_cpus(), "features": cpu_features()},
+        "torch": torch_facts,
+        "packages": packages,
+        "backends": _backends(torch_facts),
+        "models": _models(broken),
+        "extras": extras,
+        "caches": caches,
+        "warnings": warnings,
+        "broken": broken,
+    }
+
+
+def describe(report: dict[str, Any]) -> str:
+    """The report for a person."""
+    cpu, torch = report["cpu"], report["torch"]
+    lines = [f"rl3d {report['rl3d']}", f"cpu: {cpu['name']}, {cpu['cpus']} usable, {' '.join(cpu['features'])}"]
+    if torch:
+        lines.append(
+            f"torch: {torch['version']}, {torch['threads']} threads, CUDA build: {torch['cuda_build'] or 'no'}"
+        )
+        lines += [f"  GPU {i}: {g['name']}, {g['memory_mib']} MiB" for i, g in enumerate(torch["gpus"])]
+    lines.append("packages: " + ", ".join(f"{k} {v or 'MISSING'}" for k, v in report["packages"].items()))
+    lines.append("render backends:")
+    lines += [f"  {name}: {state}" for name, state in report["backends"].items()]
+    lines.append("embedded models:")
+    for model in report["models"]:
+        size = f"{model['bytes'] / 2**20:.1f} MiB"
+        lines.append(f"  {model['name']}: {model['description']}, {size}, {model['licence']}, {model['fault'] or 'ok'}")
+    lines.append("optional extras:")
+    for extra in report["extras"]:
+        state = (
+            f"installed {extra['version'] or ''}".rstrip()
+            if extra["installed"]
+            else f"not installed: {extra['install']}"
+        )
+        lines.append(f"  {extra['package']}: {extra['adds']} ({extra['licence']}); {state}")
+    lines.append("caches:")
+    lines += [f"  {c['purpose']}: {c['path']}, {'ok' if c['writable'] else 'NOT WRITABLE'}" for c in report["caches"]]
+    lines += [f"warning: {text}" for text in report["warnings"]]
+    lines += [f"BROKEN: {text}" for text in report["broken"]] or ["everything that rl3d needs is here"]
+    return "\n".join(lines)
+
+
+def cpu_features() -> list[str]:
+    """Those of CPU_FEATURES that the processor reports, from /proc/cpuinfo or else numpy's own probe."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+        words = {w for line in text.splitlines() if line.startswith(("flags", "Features")) for w in line.split()}
+    except OSError:
+        words = set()
+    if not words:
+        try:
+            features = import_module("numpy._core._multiarray_umath").__cpu_features__
+        except (ImportError, AttributeError):
+            features = {}
+        words = {name.lower() for name, present in features.items() if present}
+    return [name for name in CPU_FEATURES if name in words]
+
+
+def _torch_facts(broken: list[str]) -> dict[str, Any]:
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # OSError: a shared library does not load
+        if package_version("torch") is not None:
+            broken.append(f"torch does not import ({error}); reinstall it")
+        return {}
+    gpus = []
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            facts = torch.cuda.get_device_properties(index)
+            gpus.append({"name": facts.name, "memory_mib": facts.total_memory // 2**20})
+    return {
+        "version": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cuda_build": torch.version.cuda,
+        "gpus": gpus,
+        "mps": torch.backends.mps.is_available(),
+    }
+
+
+def _backends(torch_facts: dict[str, Any]) -> dict[str, str]:
+    """What can render here, in words. gsplat is not imported: without CUDA it imports and fails later."""
+    gsplat = "not installed"
+    if find_spec("gsplat") is not None:
+        gsplat = "ok" if torch_facts.get("gpus") else "installed, but needs a CUDA GPU"
+    return {
+        "cpu": "ok" if find_spec("numba") is not None else "needs numba",
+        "torch": "ok" if torch_facts else "needs torch",
+        "gsplat": gsplat,
+    }
+
+
+def _models(broken: list[str]) -> list[dict[str, Any]]:
+    from rl3d.assets import embedded_models, find_fault, packaged_folder
+    from rl3d.errors import AssetError
+
+    try:
+        root = packaged_folder("assets")
+        models = embedded_models(root).values()
+    except AssetError as error:
+        broken.append(str(error))
+        return []
+    rows = []
+    for model in models:
+        fault = find_fault(model, root)
+        if fault is not None:
+            broken.append(f"the embedded model {model.name!r}: {fault}; reinstall rl3d")
+        rows.append(
+            {
+                "name": model.name,
+                "description": model.description,
+                "licence": model.licence,
+                "bytes": model.bytes,
+                "files": len(model.files),
+                "fault": fault,
+            }
+        )
+    return rows
+
+
+def _caches() -> list[dict[str, Any]]:
+    home = Path.home()
+    numba = os.environ.get("NUMBA_CACHE_DIR")
+    # numba caches beside the source, or in the user's cache folder where that cannot be written.
+    kernels = Path(numba) if numba else Path(__file__).resolve().parents[1]
+    if not numba and not _writable(kernels):
+        kernels = home / ".cache" / "numba"
+    hub = Path(os.environ.get("HF_HOME", home / ".cache" / "huggingface"))
+    rows = [("compiled CPU kernels", kernels, "NUMBA_CACHE_DIR"), ("hub models", hub, "HF_HOME")]
+    return [{"purpose": p, "path": str(d), "variable": v, "writable": _writable(d)} for p, d, v in rows]
+
+
+def _writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, or in the nearest one above it that exists."""
+    try:
+        existing = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        with tempfile.TemporaryFile(dir=existing):
+            return True
+    except OSError:
+        return False

@@ -1,0 +1,23 @@
+"""What `rl3d render` and `rl3d score` say of a scene beside pictures and scores. Imports torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rl3d.errors import InputError
+from rl3d.scenes import Gaussians, Mesh, PointCloud, mesh_facts
+
+
+def surface(scene: Mesh | Gaussians | PointCloud, name: str) -> Mesh | Gaussians:
+    """The scene, unless it is bare points, which show nothing."""
+    if isinstance(scene, PointCloud):
+        raise InputError(f"{name} holds {len(scene)} points without faces; rl3d shows meshes and splats, mesh it first")
+    return scene
+
+
+def scene_facts(scene: Mesh | Gaussians) -> dict[str, Any]:
+    """JSON-able facts: the mesh's topology and size, or the number and extent of the splats."""
+    if isinstance(scene, Gaussians):
+        low, high = scene.means.amin(0), scene.means.amax(0)
+        return {"kind": "gaussians", "gaussians": len(scene), "extents": (high - low).tolist()}
+    return {"kind": "mesh", **mesh_facts(scene)}

@@ -1,0 +1,236 @@
+"""The embedded multi-view prior: a pipeline folder in the diffusers layout around `MultiViewTransformer`.
+
+    model_index.json     {"_class_name": "MultiViewPipeline", ...}
+    transformer/         config.json + safetensors shards (ModelMixin.save_pretrained)
+    scheduler/           scheduler_config.json (FlowMatchEulerDiscreteScheduler)
+    tokenizer/           vocabulary.json, one word an id
+
+Its diffusion space is pixel space: RGBA views in [-1, 1], x_t = (1 - t) x0 + t eps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl3d.cameras import Cameras
+from rl3d.data.captions import ARTICLES, FILLERS, MAX_WORDS, split_words
+from rl3d.errors import AssetError, InputError, nearest
+from rl3d.files import write_json
+from rl3d.priors.multiview_model import MultiViewTransformer, patch_rays
+from rl3d.priors.protocol import PromptEmbedding
+
+PIPELINE_CLASS = "MultiViewPipeline"
+DISTANCE, FOV_Y = 2.7, 0.47  # the cameras it was trained with
+NOT_CONTENT = frozenset(ARTICLES) | frozenset(FILLERS)
+
+
+class UnknownWordWarning(UserWarning):
+    """A word of the prompt means nothing to the prior."""
+
+
+class Vocabulary:
+    """Words and their ids; 0 pads, 1 is the empty prompt."""
+
+    def __init__(self, words: list[str]) -> None:
+        self.words = words
+        self.index = {word: i for i, word in enumerate(words)}
+
+    def unknown(self, prompt: str) -> dict[str, list[str]]:
+        """The words of `prompt` that are not known, each with the nearest known ones, possibly none."""
+        missing = [w for w in split_words(prompt) if w not in self.index]
+        return {w: nearest(w, self.words[2:]) or _cousins(w, self.index) for w in missing}
+
+    def knows_content(self, prompt: str) -> bool:
+        """Whether any word beyond articles and fillers is known."""
+        return any(w in self.index and w not in NOT_CONTENT for w in split_words(prompt))
+
+    def encode(self, text: str) -> list[int]:
+        """`MAX_WORDS` ids; unknown words are left out, a text without known words is the empty prompt."""
+        ids = [self.index[w] for w in split_words(text) if w in self.index][:MAX_WORDS] or [1]
+        return ids + [0] * (MAX_WORDS - len(ids))
+
+
+def _cousins(word: str, index: dict[str, int]) -> list[str]:
+    """Known words that a plural or a compound of `word` leads to."""
+    found = [w for w in (word + "s", word.rstrip("s"), word.removesuffix("es")) if w in index]
+    return found + [p for p in word.split("-") if p in index and p not in found]
+
+
+class EmbeddedPrior:
+    """Text and cameras to consistent RGBA views (`Prior` protocol); see `load_embedded`."""
+
+    n_views = 4
+    has_alpha = True
+    background = 0.0
+    licence = "Apache-2.0 (weights), CC0-1.0 (training data)"
+
+    def __init__(
+        self, model: MultiViewTransformer, vocabulary: Vocabulary, scheduler: Any, name: str, device: torch.device
+    ) -> None:
+        # bfloat16 where the hardware multiplies it natively, float32 elsewhere.
+        native = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        self.dtype = torch.bfloat16 if native else torch.float32
+        self.device = device
+        self.model = model.to(device, self.dtype).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.vocabulary = vocabulary
+        self.scheduler = scheduler
+        self.name = name
+        self.image_size = int(model.config["image_size"])
+        self._grid = self.image_size // int(model.config["patch"])
+
+    def encode_prompt(self, prompt: str, negative_prompt: str = "") -> PromptEmbedding:
+        """Word ids of prompt and negative prompt, [1, MAX_WORDS] each.
+
+        Warns:
+            UnknownWordWarning: a word is not known; it is left out.
+
+        Raises:
+            InputError: no word of the prompt is known.
+        """
+        if not self.vocabulary.knows_content(prompt):
+            raise InputError(
+                f"the {self.name} prior knows no word of the prompt {prompt!r}; it knows"
+                f" {len(self.vocabulary.words) - 2} words such as barrel, chest, tree, house, sword;"
+                " for anything else give --prior a text-to-image model"
+            )
+        for word, known in self.vocabulary.unknown(prompt + " " + negative_prompt).items():
+            hint = f"; nearest known: {', '.join(known)}" if known else ""
+            warnings.warn(
+                f"the {self.name} prior does not know the word {word!r} and leaves it out{hint};"
+                " --prior with a text-to-image model such as a Stable Diffusion folder would know it",
+                UnknownWordWarning,
+                stacklevel=2,
+            )
+        ids = [torch.tensor([self.vocabulary.encode(text)], device=self.device) for text in (prompt, negative_prompt)]
+        return PromptEmbedding(ids[0], ids[1], [prompt])
+
+    def cameras(self, azimuth: float | Tensor, elevation: float | Tensor) -> Cameras:
+        """[4] cameras at 90 degree spacing from base `azimuth`, all at `elevation` (radians)."""
+        steps = torch.arange(self.n_views, dtype=torch.float32, device=self.device) * (2 * math.pi / self.n_views)
+        return Cameras.orbit(torch.as_tensor(azimuth) + steps, elevation, DISTANCE, FOV_Y, self.image_size)
+
+    def to_latents(self, images: Tensor) -> Tensor:
+        return 2 * images - 1
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return (0.5 * (latents + 1)).clamp(0, 1)
+
+    def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        level = t.reshape(-1, *[1] * (latents.ndim - 1))
+        return (1 - level) * latents + level * noise
+
+    def predict_x0(
+        self, x_t: Tensor, t: Tensor, prompt: PromptEmbedding, cameras: Cameras, guidance: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """See `Prior.predict_x0`. `cameras` holds V or B * V cameras; `t` is [B]."""
+        b, v = x_t.shape[:2]
+        rays = patch_rays(cameras, self._grid).to(x_t.dtype)
+        rays = rays.unflatten(0, (b, v)) if len(cameras) == b * v else rays.expand(b, *rays.shape)
+        words = prompt.positive.expand(b, -1)
+        if guidance != 1.0:
+            words = torch.cat([words, prompt.negative.expand(b, -1)])
+            x_t, t, rays = (torch.cat([a, a]) for a in (x_t, t.expand(b), rays))
+        x0 = self.model(x_t.to(self.dtype), t.expand(len(x_t)), words, rays).float().clamp(-1.1, 1.1)
+        if guidance == 1.0:
+            return x0, x0
+        text, empty = x0.chunk(2)
+        return empty + guidance * (text - empty), text
+
+    @torch.no_grad()
+    def sample(
+        self,
+        prompt: PromptEmbedding,
+        cameras: Cameras,
+        *,
+        steps: int,
+        guidance: float,
+        generator: torch.Generator,
+        progress: Callable[[int, int], None] | None = None,
+        start: Tensor | None = None,
+        strength: float = 1.0,
+        groups: int = 1,
+    ) -> Tensor:
+        """Images [B, V, 4, S, S] in [0, 1] by the scheduler's Euler steps.
+
+        Args:
+            start: [B, V, 4, S, S] images to begin from instead of noise (SDEdit, Meng et al. 2021, arXiv 2108.01073),
+                noised to the level `strength` in (0, 1].
+            groups: independent view groups of the same cameras, drawn at once; B = groups, or cameras / V when there
+                are more cameras than views.
+        """
+        b = len(cameras) // self.n_views if len(cameras) > self.n_views else groups
+        shape = (b, self.n_views, 4, self.image_size, self.image_size)
+        noise = torch.randn(shape, generator=generator, device=generator.device).to(self.device)
+        self.scheduler.set_timesteps(sigmas=np.linspace(strength, strength / steps, steps).tolist(), device=self.device)
+        sigmas = self.scheduler.sigmas
+        x = noise if start is None else self.add_noise(self.to_latents(start), noise, sigmas[:1].expand(b))
+        for i, timestep in enumerate(self.scheduler.timesteps):
+            sigma = sigmas[i].clamp_min(1e-3)
+            x0, _ = self.predict_x0(x, sigma.expand(b), prompt, cameras, guidance)
+            x = self.scheduler.step((x - x0.clamp(-1, 1)) / sigma, timestep, x, return_dict=False)[0]
+            if progress is not None:
+                progress(i + 1, steps)
+        return self.decode(x)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
+        """Write the pipeline folder; shards stay under 15 MB."""
+        folder = Path(folder)
+        self.model.to(dtype).save_pretrained(folder / "transformer", max_shard_size="14MB")
+        self.model.to(self.dtype)
+        self.scheduler.save_pretrained(folder / "scheduler")
+        write_json(folder / "tokenizer" / "vocabulary.json", self.vocabulary.words)
+        index = {
+            "_class_name": PIPELINE_CLASS,
+            "transformer": ["rl3d.priors.multiview_model", "MultiViewTransformer"],
+            "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+            "tokenizer": ["rl3d.priors.embedded", "Vocabulary"],
+        }
+        write_json(folder / "model_index.json", index)
+
+
+def new_scheduler() -> Any:
+    """The scheduler of the embedded prior: plain flow matching, no shift."""
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
+
+
+def load_embedded(folder: str | Path | None = None, device: torch.device | str = "cpu") -> EmbeddedPrior:
+    """Load a multi-view pipeline folder; None takes the one inside the package.
+
+    Raises:
+        AssetError: a file is missing, truncated or does not fit the model.
+    """
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    name = "embedded"
+    if folder is None:
+        from rl3d.assets import model_folder
+
+        folder = model_folder("prior")
+    else:
+        name = Path(folder).name
+    folder = Path(folder)
+    try:
+        words = json.loads((folder / "tokenizer" / "vocabulary.json").read_text(encoding="utf-8"))
+        model = MultiViewTransformer.from_pretrained(
+            folder / "transformer", use_safetensors=True, local_files_only=True
+        )
+        scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+    except Exception as error:  # diffusers, safetensors and json each raise their own kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise AssetError(f"cannot load the multi-view prior in {folder}: {reason}; give a complete folder") from error
+    if model.config["vocabulary"] != len(words):
+        raise AssetError(
+            f"{folder}: the tokenizer has {len(words)} words, the model {model.config['vocabulary']}; mixed-up files?"
+        )
+    return EmbeddedPrior(model, Vocabulary(words), scheduler, name, torch.device(device))

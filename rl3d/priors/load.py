@@ -1,0 +1,177 @@
+"""One door to every prior: the embedded default, a model folder, or a hub id. No network unless a hub id is given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rl3d.errors import AssetError, InputError, nearest
+from rl3d.priors.protocol import Prior, PromptEmbedding
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+# Never the repository's top folder of whole-checkpoint files, never anything pickled or executable.
+WANTED = ("*.json", "README.md", "*/*.json", "*/*.txt", "*/*.safetensors")
+UNWANTED = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.py", "*.non_ema*", "safety_checker/*", "image_encoder/*")
+
+
+def load(spec: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Prior:
+    """The prior that `--prior` names.
+
+    Args:
+        spec: None or "embedded" for the model inside the package; a folder; or a hub id "OWNER/NAME[@REVISION]".
+            Folders: Stable Diffusion 1.x / 2.x text-to-image pipelines and MVDream-format pipelines in the diffusers
+            layout, and rl3d's own multi-view pipelines. Code in a model's repository is never run.
+        device: where it runs.
+        dtype: of hub models' networks; None takes float16 on a GPU, float32 on a CPU.
+
+    Raises:
+        InputError: `spec` is neither a folder nor a hub id, or the hub does not have it or cannot be reached.
+        AssetError: the model is incomplete, holds only pickled weights, or is of an unknown kind.
+    """
+    chosen = torch.device(device)
+    if spec is None or spec == "embedded":
+        from rl3d.priors.embedded import load_embedded
+
+        return load_embedded(device=chosen)
+    return load_folder(locate(spec), chosen, dtype, name=spec)
+
+
+def locate(spec: str) -> Path:
+    """The folder that `spec` names, downloaded when it is a hub id and nothing on disk has that name.
+
+    Raises:
+        InputError: see `load`.
+    """
+    here = Path(spec).expanduser()
+    if spec and here.is_dir():
+        return here
+    name, _, revision = spec.rpartition("@") if "@" in spec else (spec, "", "")
+    folder = Path(name).expanduser()
+    if name and folder.is_dir():
+        raise InputError(f"--prior {spec}: a folder has no revision; drop '@{revision}' or give a hub id OWNER/NAME")
+    if folder.is_file():
+        raise InputError(f"--prior {spec} is a file; give the pipeline's folder (the one with model_index.json)")
+    if "@" in spec and not revision:
+        raise InputError(f"--prior {spec}: the revision after '@' is empty; drop the '@' or name a branch or commit")
+    if not HUB_ID.fullmatch(name) or Path(name).parts[0] in (".", "..", "~") or Path(Path(name).parts[0]).is_dir():
+        guess = " (did you mean 'embedded'?)" if nearest(spec, ["embedded"]) else ""
+        raise InputError(
+            f"--prior {spec!r} does not exist{guess}; give a model folder, a hub id OWNER/NAME[@REVISION], or leave it "
+            "out for the embedded model"
+        )
+    return download(name, revision or None)
+
+
+def download(name: str, revision: str | None) -> Path:
+    """A snapshot of a hub model's JSON and safetensors files in the hub's own cache.
+
+    Raises:
+        InputError: unknown id or revision, no permission, no network.
+    """
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def fetch(unwanted: Sequence[str]) -> Path:
+        return Path(
+            huggingface_hub.snapshot_download(
+                name, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(unwanted)
+            )
+        )
+
+    try:
+        folder = fetch((*UNWANTED, "*.fp16.*"))
+        if not any(folder.glob("unet/*.safetensors")):  # some models publish half precision only
+            folder = fetch(UNWANTED)
+        return folder
+    except errors.GatedRepoError as error:
+        raise InputError(
+            f"--prior {name} asks for a licence agreement: accept it on the model's page and log in with "
+            "'hf auth login', or choose another --prior"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise InputError(
+            f"--prior {name}@{revision}: the model has no revision {revision!r}; name a branch, tag or commit of it"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise InputError(
+            f"--prior {name} is not on the hub (or it is private); change --prior to an id that exists, a folder, or "
+            "leave it out for the embedded model"
+        ) from error
+    except (errors.HFValidationError, errors.HfHubHTTPError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"--prior {name} could not be downloaded ({reason}); check the network, give a local folder, or leave "
+            "--prior out for the embedded model"
+        ) from error
+    except Exception as error:  # the hub's transport library is not ours to name
+        raise InputError(
+            f"--prior {name} could not be downloaded ({type(error).__name__}); check the network, give a local folder, "
+            "or leave --prior out for the embedded model"
+        ) from error
+
+
+def load_folder(folder: Path, device: torch.device, dtype: torch.dtype | None = None, *, name: str = "") -> Prior:
+    """The prior in a folder with a model_index.json.
+
+    Raises:
+        AssetError: see `load`.
+    """
+    from rl3d.priors.pipeline_folder import read_json
+
+    index_path = folder / "model_index.json"
+    if not index_path.is_file():
+        raise AssetError(
+            f"--prior {name or folder} has no model_index.json; give the folder of a diffusers pipeline, the one with "
+            "unet/ and vae/ in it"
+        )
+    index = read_json(index_path)
+    kind = index.get("_class_name")
+    if kind == "MultiViewPipeline":
+        from rl3d.priors.embedded import load_embedded
+
+        return load_embedded(folder, device=device)
+    parts = {key: value[1] for key, value in index.items() if isinstance(value, list) and len(value) == 2 and value[1]}
+    common = parts.get("vae") == "AutoencoderKL" and parts.get("text_encoder") == "CLIPTextModel"
+    if common and parts.get("unet") == "MultiViewUNetModel":
+        from rl3d.priors.mvdream import load_mvdream
+
+        return load_mvdream(folder, device, dtype, name=name)
+    if common and parts.get("unet") == "UNet2DConditionModel" and "text_encoder_2" not in parts:
+        from rl3d.priors.stable_diffusion import load_stable_diffusion
+
+        return load_stable_diffusion(folder, device, dtype, name=name)
+    raise AssetError(
+        f"--prior {name or folder} is a {kind}, which rl3d cannot use; choose a Stable Diffusion 1.x / 2.x "
+        "text-to-image pipeline, an MVDream-format one, or rl3d's own"
+    )
+
+
+def join_prompts(prompts: Sequence[PromptEmbedding]) -> PromptEmbedding:
+    """Several prompts of one prior as a batch, in the given order.
+
+    Raises:
+        InputError: nothing to join, or conditionings of different shapes.
+    """
+    if not prompts:
+        raise InputError("no prompts to join; pass at least one")
+
+    def cat(values: list[Any]) -> Any:
+        first = values[0]
+        if isinstance(first, Tensor):
+            if len({value.shape[1:] for value in values}) != 1:
+                raise InputError(f"prompts of different shapes cannot be joined: {[list(v.shape) for v in values]}")
+            return torch.cat(values)
+        if isinstance(first, dict):
+            return {key: cat([value[key] for value in values]) for key in first}
+        return type(first)(cat(list(column)) for column in zip(*values))
+
+    return PromptEmbedding(
+        cat([p.positive for p in prompts]),
+        cat([p.negative for p in prompts]),
+        [text for p in prompts for text in p.prompts],
+    )

@@ -1,0 +1,98 @@
+"""One renderer for every kind of scene."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool2d, normalize
+
+from rl3d.cameras import Cameras
+from rl3d.errors import InputError
+from rl3d.render.frames import Frames
+from rl3d.render.meshes import render_mesh
+from rl3d.render.shading import check_shading
+from rl3d.scenes.gaussians import Gaussians
+from rl3d.scenes.mesh import Mesh
+
+
+def render(
+    scene: Mesh | Gaussians,
+    cameras: Cameras,
+    *,
+    background: float | Sequence[float] | Tensor = 0.0,
+    shading: str = "unlit",
+    supersample: int = 1,
+    normals: bool = False,
+    backend: str | None = None,
+) -> Frames:
+    """Render a scene with V cameras.
+
+    Differentiable in all tensors of Gaussians; in a mesh's colours and texture, and in its vertices through depth,
+    normals, shading and interpolation at fixed visibility (not yet through silhouettes). Linear in `background`.
+
+    Args:
+        scene: a Mesh or Gaussians, on the device of the cameras; its dtype is the result's.
+        cameras: V cameras.
+        background: sRGB grey level, or colour [3], behind the scene.
+        shading: "unlit", "half_lambert" (the embedded prior's light) or "lambert", see rl3d.render.shading; flat and
+            two-sided. Gaussians carry their light in their colours and take "unlit" only.
+        supersample: k renders k x k samples a pixel and box-filters them, so that a mesh's alpha is coverage.
+        normals: also return world-space normals.
+        backend: "cpu" (compiled kernels; float32 on the CPU), "torch" (plain, any device and dtype), "gsplat"
+            (Gaussians on CUDA); None: "cpu" where it can, else "torch".
+
+    Returns:
+        Frames: rgb [V, 3, H, W] sRGB over the background, alpha, depth, normal. Colours are not clamped.
+
+    Raises:
+        InputError: a scene that is neither Mesh nor Gaussians, vertices that are not finite, indices out of range,
+            tensors on different devices, an unusable background, supersample or backend.
+        ConfigError: unknown shading.
+    """
+    check_shading(shading)
+    if isinstance(supersample, bool) or not isinstance(supersample, int) or supersample < 1:
+        raise InputError(f"supersample must be a whole number from 1, got {supersample!r}")
+    if isinstance(scene, Mesh):
+        colour = background_colour(background, scene.vertices)
+        return render_mesh(scene, cameras, colour, shading, supersample, normals, backend=backend)
+    if isinstance(scene, Gaussians):
+        if shading != "unlit":
+            raise InputError(f"Gaussians carry their light in their colours; shading must be 'unlit', got {shading!r}")
+        from rl3d.render.gaussians import render_gaussians  # brings compiled kernels
+
+        colour = background_colour(background, scene.means)
+        if supersample == 1:
+            return render_gaussians(scene, cameras, colour, normals, backend)
+        fine = cameras.resized((cameras.height * supersample, cameras.width * supersample))
+        return _filter(render_gaussians(scene, fine, colour, normals, backend), supersample)
+    raise InputError(f"render takes a Mesh or Gaussians, got {type(scene).__name__}")
+
+
+def background_colour(background: Any, like: Tensor) -> Tensor:
+    """[3] sRGB in the dtype and on the device of `like`, out of a number, three numbers or a tensor of either.
+
+    Raises:
+        InputError: another shape, or values that are not finite.
+    """
+    try:
+        colour = torch.as_tensor(background).to(device=like.device, dtype=like.dtype)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"background must be a grey level or three sRGB numbers, got {background!r}") from error
+    if colour.shape not in ((), (1,), (3,)) or not bool(torch.isfinite(colour).all()):
+        raise InputError(f"background must be a grey level or three sRGB numbers, got {background!r}")
+    return colour.expand(3)
+
+
+def _filter(frames: Frames, k: int) -> Frames:
+    """Box-filter splat frames in sRGB, the space in which splats blend; depth and normals are weighted by alpha."""
+    alpha = avg_pool2d(frames.alpha, k)
+    weight = torch.where(alpha > 0, alpha, 1)
+    normal = None
+    if frames.normal is not None:
+        normal = normalize(avg_pool2d(frames.normal * frames.alpha, k), dim=1, eps=1e-20)
+    depth = avg_pool2d(frames.depth * frames.alpha, k) / weight
+    return replace(frames, rgb=avg_pool2d(frames.rgb, k), alpha=alpha, depth=depth, normal=normal)

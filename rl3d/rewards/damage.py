@@ -1,0 +1,134 @@
+"""Ways in which views of an asset go wrong: what a judge must notice, made on purpose.
+
+Every function takes views [B, V, 4, H, W], premultiplied sRGB + alpha in [0, 1], and gives the same form. Randomness
+comes from the given CPU generator; given that, all are differentiable almost everywhere.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from rl3d.errors import InputError
+
+KINDS = (
+    "noise",
+    "blur",
+    "blank_view",
+    "swapped_colour",
+    "wrong_noun",
+    "mixed_views",
+    "janus",
+    "floaters",
+    "holes",
+    "scaled_down",
+)
+
+
+def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator, like: Tensor) -> Tensor:
+    return (low + (high - low) * torch.rand(shape, generator=generator)).to(like)
+
+
+def noise(images: Tensor, sigma: float | Tensor, generator: torch.Generator) -> Tensor:
+    """Add white noise to colour and alpha; colour stays premultiplied (at most alpha)."""
+    noisy = (images + sigma * torch.randn(images.shape, generator=generator).to(images)).clamp(0, 1)
+    return torch.cat([torch.minimum(noisy[:, :, :3], noisy[:, :, 3:]), noisy[:, :, 3:]], 2)
+
+
+def blur(images: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur, sigma in pixels; outside the image is empty."""
+
+    def rows(size: int) -> Tensor:  # [size, size]: a blur along one axis is one matrix product
+        x = torch.arange(size, dtype=images.dtype, device=images.device)
+        kernel = torch.exp(-0.5 * ((x[:, None] - x) / sigma) ** 2)
+        total = torch.exp(-0.5 * (torch.arange(-size, size + 1).to(images) / sigma) ** 2).sum()
+        return kernel / total
+
+    return rows(images.shape[-2]) @ images @ rows(images.shape[-1])
+
+
+def blank_view(images: Tensor, generator: torch.Generator) -> Tensor:
+    """One random view of each object is empty."""
+    which = torch.randint(images.shape[1], (len(images),), generator=generator)
+    keep = torch.ones(images.shape[:2], dtype=images.dtype)
+    keep[torch.arange(len(images)), which] = 0
+    return images * keep.to(images.device)[:, :, None, None, None]
+
+
+def repaint(images: Tensor, colour: Tensor) -> Tensor:
+    """The whole object in one sRGB colour [B, 3], its light and dark kept relative to the object's mean."""
+    rgb, alpha = images[:, :, :3], images[:, :, 3:]
+    grey = (rgb * rgb.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(2, keepdim=True)
+    mean = grey.sum((1, 2, 3, 4), keepdim=True) / alpha.sum((1, 2, 3, 4), keepdim=True).clamp_min(1)
+    shade = torch.minimum(grey / mean.clamp_min(1e-3), 2 * alpha)
+    return torch.cat([torch.minimum(shade * colour.to(rgb)[:, None, :, None, None], alpha), alpha], 2)
+
+
+def mixed_views(images: Tensor, others: Tensor) -> Tensor:
+    """Every second view shows another object: [B, V, 4, H, W] of each."""
+    odd = torch.arange(images.shape[1], device=images.device) % 2 == 1
+    return torch.where(odd[None, :, None, None, None], others, images)
+
+
+def janus(images: Tensor, front: Tensor | int = 0) -> Tensor:
+    """The view with index `front` ([B] or one number) at every azimuth: the many-faced asset of score distillation."""
+    index = torch.as_tensor(front, device=images.device).expand(len(images))
+    chosen = images[torch.arange(len(images), device=images.device), index]
+    return chosen[:, None].expand_as(images).clone()
+
+
+def _discs(like: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
+    """[B, V, K, H, W] soft discs at centres [B, V, K, 2] (x, y) with radii [B, V, K], all in pixels."""
+    height, width = like.shape[-2:]
+    y = torch.arange(height, dtype=like.dtype, device=like.device)[:, None] + 0.5
+    x = torch.arange(width, dtype=like.dtype, device=like.device) + 0.5
+    distance = ((x - centres[..., 0, None, None]) ** 2 + (y - centres[..., 1, None, None]) ** 2).sqrt()
+    return (radii[..., None, None] - distance + 0.5).clamp(0, 1)
+
+
+def _scatter(
+    images: Tensor, count: int, radius: tuple[float, float], inside: bool, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Random (centres, radii), in pixels, of discs whose centres lie inside or outside the silhouettes."""
+    batch, views, _, height, width = images.shape
+    alpha = images[:, :, 3].detach().to("cpu").flatten(0, 1).flatten(1)
+    weight = (alpha if inside else 1 - alpha).clamp_min(0) + 1e-6
+    index = torch.multinomial(weight, count, replacement=True, generator=generator).view(batch, views, count)
+    centres = torch.stack([index % width, index // width], -1).to(images) + 0.5
+    scale = height / 64
+    return centres, _uniform((batch, views, count), radius[0] * scale, radius[1] * scale, generator, images)
+
+
+def holes(
+    images: Tensor, generator: torch.Generator, count: int = 4, radius: tuple[float, float] = (3.0, 6.0)
+) -> Tensor:
+    """Discs are cut out of every view's silhouette; radii in pixels of a 64-pixel image."""
+    centres, radii = _scatter(images, count, radius, True, generator)
+    return images * (1 - _discs(images, centres, radii)).prod(2, keepdim=True)
+
+
+def floaters(
+    images: Tensor, generator: torch.Generator, count: int = 6, radius: tuple[float, float] = (1.5, 4.0)
+) -> Tensor:
+    """Specks of random colour float around the object; radii in pixels of a 64-pixel image."""
+    centres, radii = _scatter(images, count, radius, False, generator)
+    discs = _discs(images, centres, radii)
+    colours = _uniform((*discs.shape[:3], 3), 0, 1, generator, images)
+    for k in range(count):
+        disc = discs[:, :, k : k + 1]
+        layer = torch.cat([disc * colours[:, :, k, :, None, None], disc], 2)
+        images = layer + (1 - disc) * images
+    return images
+
+
+def scaled_down(images: Tensor, factor: float = 0.5) -> Tensor:
+    """The object shrinks towards the middle of the image."""
+    if not 0 < factor <= 1:
+        raise InputError(f"factor must lie in (0, 1], got {factor}")
+    height, width = images.shape[-2:]
+    small = (max(1, round(height * factor)), max(1, round(width * factor)))
+    shrunk = F.interpolate(images.flatten(0, 1), small, mode="bilinear", antialias=True, align_corners=False)
+    top, left = (height - small[0]) // 2, (width - small[1]) // 2
+    padded = F.pad(shrunk, (left, width - small[1] - left, top, height - small[0] - top))
+    return padded.unflatten(0, images.shape[:2])

@@ -1,0 +1,59 @@
+"""The embedded reward judge as a Reward. The gold judge stays outside on purpose."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rl3d.errors import InputError, nearest
+from rl3d.rewards.judges import Judge, load_judge
+from rl3d.rewards.protocol import RewardInput, check_scores
+
+
+@dataclass(frozen=True)
+class JudgeReward:
+    """Cosine similarity of views and prompt by the reward judge; differentiable to images and alphas, any views.
+
+    Raises:
+        InputError: it is built on the gold judge, which only measures.
+    """
+
+    judge: Judge
+    name: str = "judge"
+    views: int | None = None
+    differentiable: bool = True
+    range: tuple[float, float] = (-1.0, 1.0)
+    licence: str = "Apache-2.0"
+
+    def __post_init__(self) -> None:
+        if self.judge.name != "reward":
+            refuse_gold()
+
+    def __call__(self, x: RewardInput) -> Tensor:
+        scores = self.judge.similarity(x.premultiplied(), x.prompts)
+        return check_scores(scores, x, self.name, True, self.range)
+
+
+def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | Path | None = None) -> JudgeReward:
+    """An embedded reward by name; "judge" (or "reward") is the reward judge.
+
+    Raises:
+        InputError: unknown name; or "gold", which only measures.
+        AssetError: its files are missing or broken.
+    """
+    if name in ("gold", "judge_gold"):
+        refuse_gold()
+    if name not in ("judge", "reward", "judge_reward"):
+        close = nearest(name, ["judge", "reward"], 1)
+        raise InputError(f"no embedded reward is called {name!r}; did you mean {close[0] if close else 'judge'!r}?")
+    return JudgeReward(load_judge("reward", device, folder))
+
+
+def refuse_gold() -> None:
+    raise InputError(
+        "the gold judge only measures, it is never a reward; optimise 'judge' and read the gold score with "
+        "rl3d.rewards.score_asset"
+    )

@@ -1,0 +1,319 @@
+"""From a sentence to a checked GLB: sample views, lift, distil, extract, export, look again.
+
+Stages, each resumable: `views i` and `lift i` for every candidate, `choose`, `distill`, `mesh`, `preview`, `score`.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rl3d.cameras import Cameras
+from rl3d.errors import AssetError, InputError
+from rl3d.files import atomic_path
+from rl3d.priors import load as load_prior
+from rl3d.priors.protocol import Prior, PromptEmbedding
+from rl3d.progress import Progress
+from rl3d.runs import Run
+from rl3d.scenes.gaussians import Gaussians
+from rl3d.text_to_3d import lift
+from rl3d.text_to_3d.distill import Anchor, distill_rates, distill_step
+from rl3d.text_to_3d.finish import finish_asset
+from rl3d.text_to_3d.options import GenerateOptions
+from rl3d.text_to_3d.splats import SplatState
+
+RING_STRENGTH = 0.7  # how far a later ring's renders are noised before the prior repaints them
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `generate` leaves: paths in the run folder, the splats and the report."""
+
+    asset: Path
+    splats: Path
+    gaussians: Gaussians
+    report: dict[str, Any]
+
+
+def generator_for(seed: int, *keys: int) -> torch.Generator:
+    """A CPU generator that depends on the seed and the place in the run, so that resuming changes nothing."""
+    mixed = seed
+    for key in keys:
+        mixed = (mixed * 1_000_003 + key + 1) % (2**63 - 1)
+    return torch.Generator().manual_seed(mixed)
+
+
+def to_rgba(images: Tensor, prior: Prior) -> Tensor:
+    """The prior's images [V, C, H, W] as premultiplied RGBA; a plain background is keyed out by colour."""
+    if prior.has_alpha:
+        return images
+    alpha = ((images - prior.background).abs().amax(1, keepdim=True) * 8 - 0.3).clamp(0, 1)
+    return torch.cat([images - (1 - alpha) * prior.background, alpha], 1).clamp(0, 1)
+
+
+def sample_views(
+    prior: Prior, prompt: PromptEmbedding, options: GenerateOptions, seed: int, report: Callable[[int, int], None]
+) -> tuple[Tensor, Cameras, list[float]]:
+    """The first group of views: of `sample.candidates` groups the one whose silhouettes agree best in 3D.
+
+    Returns:
+        images [V, 4, H, W] premultiplied RGBA, their cameras, and the agreement of every group.
+    """
+    o = options.sample
+    cameras = prior.cameras(0.0, math.radians(o.elevation))
+    groups, scores = [], []
+    for i in range(o.candidates):
+        images = prior.sample(
+            prompt,
+            cameras,
+            steps=o.steps,
+            guidance=o.guidance,
+            generator=generator_for(seed, 1, i),
+            progress=lambda step, steps, i=i: report(i * steps + step, o.candidates * steps),
+        )[0]
+        groups.append(to_rgba(images, prior))
+        scores.append(lift.agreement(groups[-1][:, 3:], cameras))
+    best = max(range(len(groups)), key=scores.__getitem__)
+    return groups[best], cameras, scores
+
+
+def next_ring(
+    prior: Prior, prompt: PromptEmbedding, state: SplatState, options: GenerateOptions, seed: int, ring: int
+) -> tuple[Tensor, Cameras]:
+    """Views between the ones there are: the scene's own renders, repainted by the prior (SDEdit)."""
+    o = options.sample
+    azimuth = math.pi / 4 if ring % 2 else math.pi / 8 * ring
+    elevation = min(max(o.elevation + (15.0 if ring % 2 else -15.0), -10.0), 45.0)
+    cameras = prior.cameras(azimuth, math.radians(elevation))
+    with torch.no_grad():
+        frames = state.render(cameras)
+    renders = torch.cat([frames.rgb, frames.alpha], 1)[None]
+    images = prior.sample(  # type: ignore[call-arg]  # only priors with views of their own come here
+        prompt,
+        cameras,
+        steps=max(1, round(o.steps * RING_STRENGTH)),
+        guidance=o.guidance,
+        generator=generator_for(seed, 2, ring),
+        start=renders,
+        strength=RING_STRENGTH,
+    )[0]
+    return to_rgba(images, prior), cameras
+
+
+def lift_views(
+    prior: Prior,
+    prompt: PromptEmbedding,
+    images: Tensor,
+    cameras: Cameras,
+    options: GenerateOptions,
+    seed: int,
+    report: Callable[[int, float], None],
+) -> tuple[SplatState, Anchor]:
+    """Splats fitted to the views, ring by ring; every ring carves the hull again before the fit."""
+    o, rates = options.lift, lift.lift_rates(options.lift)
+    rings = options.sample.rings if prior.has_alpha else 1
+    done = 0
+    for ring in range(rings):
+        tolerate = ring  # later rings were repainted from a scene that is itself a guess
+        tensors = lift.start_from_hull(images, cameras, o, generator_for(seed, 3, ring), tolerate)
+        state = SplatState.start(tensors, rates)
+        last = ring == rings - 1
+        steps = o.steps - done if last else max(1, o.steps // (2 * rings))
+        lift.fit(state, images, cameras, o, steps, lambda step, loss, done=done: report(done + step, loss))
+        done += steps
+        if not last:
+            more, where = next_ring(prior, prompt, state, options, seed, ring + 1)
+            images, cameras = torch.cat([images, more]), Cameras.cat([cameras, where])
+    return state, Anchor(images, cameras)
+
+
+def generate(
+    prompt: str,
+    options: GenerateOptions | None = None,
+    out: str | Path = "runs/asset",
+    *,
+    prior: str | Prior | None = None,
+    device: str = "cpu",
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> Result:
+    """Make an asset in the run folder `out`.
+
+    Args:
+        prompt: what to make.
+        options: every stage's options; the defaults take about two minutes on 2 CPU cores.
+        prior: None for the embedded model, a path or hub id (see `rl3d.priors.load`), or a prior object.
+        resume: go on with the unfinished run in `out`; the result is the one an uninterrupted run would have given.
+
+    Returns:
+        The asset's paths, splats and report.
+
+    Raises:
+        RL3DError: bad input, see its subclasses; nothing that looks finished is left behind.
+    """
+    options = options or GenerateOptions()
+    progress = progress or Progress(silent=True)
+    out = Path(out)
+    config = {"prompt": prompt, "prior": prior if isinstance(prior, str | None) else prior.name, **asdict(options)}
+    with Run.open(out, config, sys.argv, resume=resume) as run:
+        checkpoints = out / "checkpoints"
+        with progress.stage("loading the prior", 1) as stage:
+            model = load_prior(prior, device) if prior is None or isinstance(prior, str) else prior
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                embedding = model.encode_prompt(prompt, options.negative_prompt)
+            stage.step()
+        notes = [str(w.message) for w in caught]
+        for note in notes:
+            progress.note(f"warning: {note}")
+
+        for i in range(options.best_of):
+            _draft(run, model, embedding, options, i, checkpoints, progress)
+        chosen = _choose(run, prompt, options, checkpoints, progress)
+        state = _distill(run, model, embedding, options, chosen, checkpoints, progress)
+        gaussians = state.gaussians()
+        if len(gaussians) == 0:
+            raise InputError("the optimisation ended with an empty scene; try another --seed or fewer distill.steps")
+        report = finish_asset(run, gaussians, prompt, options, out, progress, shaded=model.name == "embedded")
+        report = {
+            "prompt": prompt,
+            "seed": options.seed,
+            "prior": {"name": model.name, "licence": model.licence},
+            "warnings": notes + report.pop("warnings"),
+            "config": config,
+            "stages": run.stages,
+            **report,
+        }
+        run.finish(report)
+    return Result(out / "asset.glb", out / "asset.ply", gaussians, report)
+
+
+def candidate_seed(options: GenerateOptions, i: int) -> int:
+    """Candidate 0 uses the seed itself, so that `best_of` 1 and the first of N are the same draft."""
+    return options.seed if i == 0 else options.seed * 10_007 + 7919 * i
+
+
+def _draft(
+    run: Run,
+    prior: Prior,
+    prompt: PromptEmbedding,
+    options: GenerateOptions,
+    i: int,
+    checkpoints: Path,
+    progress: Progress,
+) -> None:
+    """Candidate i's views and lifted splats, as files."""
+    views_file, lift_file = checkpoints / f"views-{i}.safetensors", checkpoints / f"lift-{i}.safetensors"
+    seed, has_views = candidate_seed(options, i), prior.n_views > 1
+    if not run.is_done(f"views {i}"):
+        with run.stage(f"views {i}") as facts, progress.stage(f"views {i}", options.sample.steps) as stage:
+            if has_views:
+                images, cameras, scores = sample_views(
+                    prior, prompt, options, seed, lambda step, steps: stage.at(step, steps)
+                )
+                facts["agreement"] = [round(s, 4) for s in scores]
+                _save_views(views_file, images, cameras)
+    if not run.is_done(f"lift {i}"):
+        with run.stage(f"lift {i}") as facts, progress.stage(f"lift {i}", options.lift.steps) as stage:
+
+            def report(step: int, loss: float) -> None:
+                stage.at(step, loss=loss)
+                if step % 10 == 0:
+                    run.log(f"lift {i}", step, loss=loss)
+
+            if has_views:
+                images, cameras = _load_views(views_file)
+                state, anchor = lift_views(prior, prompt, images, cameras, options, seed, report)
+                _save_views(views_file, anchor.images, anchor.cameras)
+            else:
+                tensors = lift.start_from_ball(options.lift, generator_for(seed, 3), "cpu")
+                state = SplatState.start(tensors, lift.lift_rates(options.lift))
+            state.save(lift_file)
+            facts["gaussians"] = len(state.gaussians())
+
+
+def _choose(run: Run, prompt: str, options: GenerateOptions, checkpoints: Path, progress: Progress) -> int:
+    """The candidate that the reward judge likes best; the gold judge has no say."""
+    if options.best_of == 1:
+        return 0
+    if not run.is_done("choose"):
+        from rl3d.rewards.score import draft_score
+
+        with run.stage("choose") as facts, progress.stage("choose", options.best_of) as stage:
+            scores = []
+            for i in range(options.best_of):
+                state = SplatState.load(checkpoints / f"lift-{i}.safetensors", lift.lift_rates(options.lift))
+                scores.append(round(float(draft_score(prompt, state.gaussians())), 5))
+                stage.step(score=scores[-1])
+            facts["scores"] = scores
+            facts["chosen"] = max(range(len(scores)), key=scores.__getitem__)
+    return int(run.stages["choose"]["chosen"])
+
+
+def _distill(
+    run: Run,
+    prior: Prior,
+    prompt: PromptEmbedding,
+    options: GenerateOptions,
+    chosen: int,
+    checkpoints: Path,
+    progress: Progress,
+) -> SplatState:
+    """The chosen candidate after score distillation, from its last checkpoint if there is one."""
+    o, file = options.distill, checkpoints / "distill.safetensors"
+    if file.exists():
+        state = SplatState.load(file, distill_rates(o))
+    else:
+        lifted = SplatState.load(checkpoints / f"lift-{chosen}.safetensors", distill_rates(o))
+        state = SplatState.start(lifted.tensors, distill_rates(o))
+    if run.is_done("distill") or o.steps == 0:
+        return state
+    anchor = None
+    if prior.n_views > 1 and prior.has_alpha:
+        anchor = Anchor(*_load_views(checkpoints / f"views-{chosen}.safetensors"))
+    seed = candidate_seed(options, chosen)
+    run.rewind("distill", state.step)
+    with run.stage("distill"), progress.stage("distill", o.steps, done=state.step) as stage:
+        while state.step < o.steps:
+            generator = generator_for(seed, 4, state.step)
+            numbers = distill_step(state, prior, prompt, anchor, o, generator)
+            if not math.isfinite(numbers["distance"]):
+                raise InputError(f"the distillation diverged at step {state.step}; lower distill.guidance or the rates")
+            if state.step % 50 == 0:
+                numbers["relocated"] = state.relocate(generator)
+            run.log("distill", state.step, **numbers)
+            stage.at(state.step, **numbers)
+            if state.step % o.save_every == 0 or state.step == o.steps:
+                state.save(file)
+    return state
+
+
+def _save_views(path: Path, images: Tensor, cameras: Cameras) -> None:
+    tensors = {"images": images, "view": cameras.view, "intrinsics": cameras.intrinsics}
+    with atomic_path(path) as temporary:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
+
+
+def _load_views(path: Path) -> tuple[Tensor, Cameras]:
+    try:
+        tensors = load_file(path)
+        images = tensors["images"]
+        return images, Cameras(tensors["view"], tensors["intrinsics"], images.shape[-2], images.shape[-1])
+    except Exception as error:
+        raise AssetError(f"cannot read {path}: {error}; start the run anew with --overwrite") from error
+
+
+def text_to_3d(
+    prompt: str, *, seed: int = 0, out: str | Path = "runs/asset", prior: str | Prior | None = None, **changes: Any
+) -> Result:
+    """`generate` in one call: `changes` are fields of `GenerateOptions`."""
+    return generate(prompt, replace(GenerateOptions(seed=seed), **changes), out, prior=prior)

@@ -1,0 +1,134 @@
+"""Options of `rl3d generate`, one frozen dataclass a stage. Every field's comment says its unit and what it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from rl3d.errors import ConfigError
+
+
+def _need(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """Sampling the first views from the prior."""
+
+    steps: int = 24  # denoising steps
+    guidance: float = 4.0  # classifier-free guidance scale; 1 switches it off
+    rings: int = 2  # view groups a candidate: each another elevation, its azimuths between the last ones'
+    elevation: float = 20.0  # degrees above the horizon of the first group
+    candidates: int = 4  # view groups drawn per asset; the most consistent one is lifted
+
+    def __post_init__(self) -> None:
+        _need(self.steps >= 1, f"sample.steps must be at least 1, got {self.steps}")
+        _need(self.guidance >= 0, f"sample.guidance must not be negative, got {self.guidance}")
+        _need(-10 <= self.elevation <= 45, f"sample.elevation must lie in [-10, 45] degrees, got {self.elevation}")
+        _need(self.rings >= 1, f"sample.rings must be at least 1, got {self.rings}")
+        _need(self.candidates >= 1, f"sample.candidates must be at least 1, got {self.candidates}")
+
+
+@dataclass(frozen=True)
+class LiftOptions:
+    """Fitting Gaussians to the sampled views, from their visual hull."""
+
+    steps: int = 150  # optimisation steps; each renders all sampled views
+    gaussians: int = 3000  # splats placed on the hull
+    grid: int = 64  # voxels a side of the visual hull
+    alpha_weight: float = 2.0  # weight of the silhouette term beside the colour term
+    flatness_weight: float = 0.02  # pulls opacity to 0 or 1
+    lr_means: float = 2e-3  # metres a step
+    lr_scales: float = 1e-2
+    lr_colours: float = 2e-2
+    lr_opacities: float = 5e-2
+
+    def __post_init__(self) -> None:
+        _need(self.steps >= 0, f"lift.steps must not be negative, got {self.steps}")
+        _need(16 <= self.grid <= 256, f"lift.grid must lie in [16, 256], got {self.grid}")
+        _need(1 <= self.gaussians <= 1_000_000, f"lift.gaussians must lie in [1, 1000000], got {self.gaussians}")
+
+
+@dataclass(frozen=True)
+class DistillOptions:
+    """Score distillation in x0 form from random orbits (MVDream, Shi et al. 2023, arXiv 2308.16512)."""
+
+    steps: int = 200
+    batch: int = 1  # view groups a step
+    guidance: float = 6.0
+    rescale: float = 0.5  # share of the CFG rescale, MVDream's rho
+    t_max: tuple[float, float] = (0.75, 0.35)  # upper noise level at the first and last step
+    t_min: tuple[float, float] = (0.5, 0.05)  # lower noise level at the first and last step
+    elevation: tuple[float, float] = (-5.0, 40.0)  # degrees, range of the orbits
+    anchor_weight: float = 0.5  # how strongly the first sampled views keep being fitted
+    save_every: int = 25  # steps between resumable checkpoints
+    lr_means: float = 1e-3
+    lr_scales: float = 5e-3
+    lr_colours: float = 1e-2
+    lr_opacities: float = 2e-2
+
+    def __post_init__(self) -> None:
+        _need(self.steps >= 0, f"distill.steps must not be negative, got {self.steps}")
+        _need(self.batch >= 1, f"distill.batch must be at least 1, got {self.batch}")
+        _need(0 <= self.rescale <= 1, f"distill.rescale must lie in [0, 1], got {self.rescale}")
+        for name in ("t_max", "t_min"):
+            a, b = getattr(self, name)
+            _need(0 < a < 1 and 0 < b < 1, f"distill.{name} must hold two levels in (0, 1), got {[a, b]}")
+        _need(self.t_min[0] < self.t_max[0] and self.t_min[1] < self.t_max[1], "distill.t_min must lie below t_max")
+        low, high = self.elevation
+        _need(
+            -90 < low <= high < 90, f"distill.elevation must be an ordered pair in (-90, 90) degrees, got {[low, high]}"
+        )
+        _need(self.save_every >= 1, f"distill.save_every must be at least 1, got {self.save_every}")
+
+
+@dataclass(frozen=True)
+class MeshOptions:
+    """Extracting, colouring and checking the mesh."""
+
+    resolution: int = 112  # voxels a side of the fused distance field
+    views: int = 40  # renders fused and baked from
+    render_size: int = 192  # their pixels a side
+    faces: int = 4000  # upper bound after simplification
+    texture: int = 512  # texels a side
+    delight: bool = True  # divide the prior's known lighting out of the colours
+    min_iou: float = 0.9  # warn when the re-rendered GLB's silhouettes agree less than this
+    min_psnr: float = 20.0  # dB, the same for its pictures
+
+    def __post_init__(self) -> None:
+        _need(16 <= self.resolution <= 512, f"mesh.resolution must lie in [16, 512], got {self.resolution}")
+        _need(self.views >= 4, f"mesh.views must be at least 4, got {self.views}")
+        _need(self.render_size >= 16, f"mesh.render_size must be at least 16, got {self.render_size}")
+        _need(self.faces >= 4, f"mesh.faces must be at least 4, got {self.faces}")
+        _need(16 <= self.texture <= 8192, f"mesh.texture must lie in [16, 8192], got {self.texture}")
+
+
+@dataclass(frozen=True)
+class PreviewOptions:
+    """The pictures in the run folder."""
+
+    frames: int = 36  # of the turntable
+    size: int = 256  # pixels a side
+
+    def __post_init__(self) -> None:
+        _need(self.frames >= 1, f"preview.frames must be at least 1, got {self.frames}")
+        _need(16 <= self.size <= 4096, f"preview.size must lie in [16, 4096], got {self.size}")
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Everything that decides an asset besides the prompt and the prior."""
+
+    seed: int = 0
+    best_of: int = 1  # candidates lifted and judged by the reward judge; the best is refined
+    negative_prompt: str = ""
+    sample: SampleOptions = field(default_factory=SampleOptions)
+    lift: LiftOptions = field(default_factory=LiftOptions)
+    distill: DistillOptions = field(default_factory=DistillOptions)
+    mesh: MeshOptions = field(default_factory=MeshOptions)
+    preview: PreviewOptions = field(default_factory=PreviewOptions)
+
+    def __post_init__(self) -> None:
+        _need(self.seed >= 0, f"seed must not be negative, got {self.seed}; give 0 or more")
+        _need(self.best_of >= 1, f"best_of must be at least 1, got {self.best_of}")

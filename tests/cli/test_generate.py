@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from rl3d.errors import InputError
+from rl3d.runs import Run, status
+
+
+@dataclass(frozen=True)
+class Result:
+    asset: Path
+
+
+class Fake:
+    """Stands in for the pipeline: begins a run, remembers what it was called with, writes an asset."""
+
+    def __init__(self) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.error: BaseException | None = None
+        self.stages_before_error = 0
+
+    def generate(self, prompt: str, options: Any, out: Path, **kwargs: Any) -> Result:
+        self.calls.append({"prompt": prompt, "options": options, "out": out, **kwargs})
+        with Run.open(out, {"prompt": prompt}, ["rl3d"], resume=kwargs["resume"]) as run:
+            with kwargs["progress"].stage("sample", 2) as stage:
+                stage.step(2)
+            if self.error is not None and not self.stages_before_error:
+                raise self.error
+            with run.stage("sample"):
+                pass
+            if self.error is not None:
+                raise self.error
+            (out / "asset.glb").write_bytes(b"glTF")
+            run.finish({})
+        return Result(out / "asset.glb")
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Fake:
+    fake = Fake()
+    module = ModuleType("rl3d.text_to_3d.generate")
+    module.generate = fake.generate  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "rl3d.text_to_3d.generate", module)
+    return fake
+
+
+def test_the_path_on_stdout_and_progress_on_stderr(rl3d: Callable, fake: Fake, tmp_path: Path) -> None:
+    done = rl3d("generate", "  a small wooden barrel ", "--out", str(tmp_path / "run"))
+    assert (done.code, done.out) == (0, f"{tmp_path / 'run' / 'asset.glb'}\n")
+    assert "sample 0/2" in done.err
+    call = fake.calls[0]
+    assert call["prompt"] == "a small wooden barrel"
+    assert (call["prior"], call["device"], call["resume"]) == (None, "cpu", False)
+    quiet = rl3d("generate", "a barrel", "--quiet", "--out", str(tmp_path / "quiet"))
+    assert quiet.err == ""
+
+
+def test_preset_config_flags_and_overrides_in_that_order(rl3d: Callable, fake: Fake, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("seed: 1\nlift: {steps: 11, grid: 32}\n")
+    words = [
+        "--preset",
+        "draft",
+        "--config",
+        str(file),
+        "--seed",
+        "2",
+        "--best-of",
+        "3",
+        "--negative-prompt",
+        "on: fire",
+    ]
+    words += ["--set", "lift.grid=40", "--set", "distill.steps=5", "--prior", "my/model@main", "--device", "cpu"]
+    assert rl3d("generate", "a chest", "--out", str(tmp_path / "run"), *words).code == 0
+    options = fake.calls[0]["options"]
+    assert (options.seed, options.best_of, options.negative_prompt) == (2, 3, "on: fire")
+    assert (options.lift.steps, options.lift.grid, options.distill.steps) == (11, 40, 5)
+    assert options.sample.steps == 12  # the draft preset's
+    assert fake.calls[0]["prior"] == "my/model@main"
+
+
+def test_the_default_folder_is_named_after_prompt_and_seed(
+    rl3d: Callable, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert rl3d("generate", "A red/blue chest!", "--seed", "7").out == "runs/a-red-blue-chest-seed7/asset.glb\n"
+    assert rl3d("generate", "椅子").out == "runs/asset-seed0/asset.glb\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([""], "the prompt is empty"),
+        (["   "], "the prompt is empty"),
+        (["x" * 501], "the prompt has 501 characters; at most 500"),
+        (["a\nb"], "line breaks or control characters"),
+        (["a\udc80"], "not valid UTF-8"),
+        (["a", "--seed", "-1"], "--seed must lie between 0 and 9223372036854775807, got -1"),
+        (["a", "--seed", str(2**63)], "--seed must lie between"),
+        (["a", "--best-of", "0"], "--best-of must lie between 1 and 64, got 0"),
+        (["a", "--preset", "drafft"], "unknown preset 'drafft'; did you mean 'draft'?"),
+        (["a", "--preset", "./none.yaml"], "cannot read the configuration none.yaml"),
+        (["a", "--config", "none.yaml"], "no such file: --config none.yaml"),
+        (["a", "--set", "lift.stesp=3"], "unknown configuration key 'lift.stesp'"),
+        (["a", "--set", "seed=-3"], "seed must not be negative"),
+        (["a", "--set", "lift.grid=huge"], "lift.grid must be a whole number, got 'huge'"),
+        (["a", "--device", "gpu"], "unknown --device 'gpu'; known: cpu, cuda"),
+        (["a", "--device", "cuda:99"], "--device cuda:99:"),
+        (["a", "--out", "/dev/null"], "is a file; give a folder"),
+        (["a", "--out", "/dev/null/run"], "cannot write --out /dev/null/run"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    rl3d: Callable, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = rl3d("generate", *words)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
+    assert done.err.count("\n") == 1
+    assert fake.calls == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_run_leaves_nothing_behind(rl3d: Callable, fake: Fake, tmp_path: Path) -> None:
+    fake.error = InputError("no word of the prompt is known")
+    done = rl3d("generate", "zzz", "--quiet", "--out", str(tmp_path / "run"))
+    assert (done.code, done.err) == (2, "rl3d: error: no word of the prompt is known\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_after_a_finished_stage_keeps_the_work(rl3d: Callable, fake: Fake, tmp_path: Path) -> None:
+    fake.error = InputError("the disk is full")
+    fake.stages_before_error = 1
+    assert rl3d("generate", "a chest", "--out", str(tmp_path / "run")).code == 2
+    assert status(tmp_path / "run") == "unfinished"
+
+
+def test_interrupted_resumed_finished_overwritten(rl3d: Callable, fake: Fake, tmp_path: Path) -> None:
+    out = str(tmp_path / "my run")
+    command = ["generate", "a chest", "--quiet", "--out", out]
+    fake.error = KeyboardInterrupt()
+    done = rl3d(*command)
+    assert done.code == 130
+    assert done.err == f"rl3d: interrupted: go on with: rl3d generate 'a chest' --quiet --out '{out}' --resume\n"
+
+    fake.error = None
+    refused = rl3d(*command)
+    assert refused.code == 2 and "holds an unfinished run; add --resume" in refused.err
+    assert rl3d(*command, "--resume").code == 0
+    assert fake.calls[-1]["resume"] is True
+    assert status(out) == "finished"
+
+    refused = rl3d(*command)
+    assert refused.code == 2 and "holds a finished run; choose another folder or add --overwrite" in refused.err
+    assert rl3d(*command, "--overwrite").code == 0
+
+
+def test_no_hint_where_there_is_nothing_to_resume(
+    rl3d: Callable, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["rl3d.text_to_3d.generate"], "generate", interrupted)
+    assert rl3d("generate", "a chest", "--out", str(tmp_path / "run")).err == "rl3d: interrupted\n"

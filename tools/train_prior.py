@@ -1,0 +1,233 @@
+"""Train the embedded multi-view prior from a view cache.
+
+    python tools/build_views.py DATA CACHE
+    python tools/train_prior.py DATA CACHE --out RUN [--minutes 60] [--batch 16] [--compile]
+    accelerate launch tools/train_prior.py ...           # several processes, one per GPU
+
+Resumes from RUN when it exists. Flow matching with x-prediction: x_t = (1 - t) x0 + t eps, the network gives x0, the
+loss is on the velocity, |v - v_hat|^2 = |x0 - x0_hat|^2 / t^2 (Li & He 2025, arXiv 2511.13720).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+
+from rl3d.data.asset_set import read_records
+from rl3d.data.batches import ViewBatches, word_ids
+from rl3d.data.captions import build_vocabulary
+from rl3d.files import atomic_path, write_json
+from rl3d.priors.multiview_model import MultiViewTransformer, patch_rays
+
+T_FLOOR = 0.1  # the velocity loss weighs 1 / max(t, T_FLOOR)^2
+DROP = 0.12  # share of empty prompts, for classifier-free guidance
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=60, help="stop after this much wall-clock in this call")
+    parser.add_argument("--batch", type=int, default=16, help="objects a step and process")
+    parser.add_argument("--lr", type=float, default=1e-3, help="AdamW's; Muon uses 10 times as much")
+    parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
+    parser.add_argument("--warmup", type=int, default=100)
+    parser.add_argument("--cooldown", type=float, default=0.0, help="share of this call's minutes with a falling rate")
+    parser.add_argument("--ema", type=float, default=0.999)
+    parser.add_argument("--t-mean", type=float, default=0.4, help="mean of the logit-normal noise level")
+    parser.add_argument("--t-std", type=float, default=1.0)
+    parser.add_argument("--recolour", type=float, default=0.35)
+    parser.add_argument("--model", type=json.loads, default={}, help='JSON, e.g. {"width": 320}')
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the default")
+    parser.add_argument("--save-every", type=float, default=5, help="minutes")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+class Ema:
+    """Exponential moving average of parameters, with a warm-up so that early weights are forgotten quickly."""
+
+    def __init__(self, model: torch.nn.Module, decay: float) -> None:
+        self.decay, self.shadow = decay, {k: v.detach().clone().float() for k, v in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: torch.nn.Module, step: int) -> None:
+        decay = min(self.decay, (1 + step) / (10 + step))
+        for k, v in model.state_dict().items():
+            self.shadow[k].lerp_(v.float(), 1 - decay)
+
+
+def make_optimizers(model: torch.nn.Module, name: str, lr: float) -> list[torch.optim.Optimizer]:
+    """Muon for the transformer's matrices (Jordan 2024), AdamW for everything else; or AdamW alone."""
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and n.startswith("blocks.") and "table" not in n]
+    if name == "adamw":
+        return [torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)]
+    chosen = {id(p) for p in matrices}
+    rest = [p for p in model.parameters() if id(p) not in chosen]
+    return [
+        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.0),
+    ]
+
+
+def flow_loss(model, images, words, rays, t, noise, autocast):  # type: ignore[no-untyped-def]
+    """Velocity loss of clean images [B, V, 4, S, S] in [-1, 1] at levels t [B]."""
+    level = t[:, None, None, None, None]
+    with autocast():
+        x0 = model((1 - level) * images + level * noise, t, words, rays)
+    return (((x0.float() - images) / level.clamp_min(T_FLOOR)) ** 2).mean()
+
+
+@torch.no_grad()
+def validation(model, fixed, autocast) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    """Mean squared x0 error at three noise levels on a fixed batch with fixed noise."""
+    images, words, rays, noise = fixed
+    out = {}
+    for t in (0.3, 0.6, 0.9):
+        level = torch.full((len(images),), t, device=images.device)
+        with autocast():
+            x0 = model((1 - t) * images + t * noise, level, words, rays)
+        out[f"x0_mse_{t}"] = round(float(((x0.float() - images) ** 2).mean()), 5)
+    return out
+
+
+def save(folder: Path, model, ema, optimizers, state: dict, vocabulary: list[str]) -> None:  # type: ignore[no-untyped-def]
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
+    tensors |= {f"ema.{k}": v.contiguous() for k, v in ema.shadow.items()}
+    for i, optimizer in enumerate(optimizers):
+        for j, entry in optimizer.state_dict()["state"].items():
+            tensors |= {f"opt.{i}.{j}.{k}": torch.as_tensor(v).contiguous() for k, v in entry.items() if v is not None}
+    with atomic_path(folder / "checkpoint.safetensors") as temporary:
+        save_file(tensors, temporary, {"step": str(state["step"])})
+    write_json(folder / "state.json", {**state, "model": dict(model.config), "vocabulary": vocabulary})
+
+
+def restore(folder: Path, model, ema, optimizers) -> dict:  # type: ignore[no-untyped-def]
+    tensors = load_file(folder / "checkpoint.safetensors")
+    model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
+    ema.shadow = {k[4:]: v.to(ema.shadow[k[4:]].device) for k, v in tensors.items() if k.startswith("ema.")}
+    for i, optimizer in enumerate(optimizers):
+        state: dict[int, dict] = {}
+        for key, value in tensors.items():
+            if key.startswith(f"opt.{i}."):
+                _, _, j, name = key.split(".", 3)
+                state.setdefault(int(j), {})[name] = value
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    return json.loads((folder / "state.json").read_text())
+
+
+def main() -> None:
+    args = arguments()
+    accelerator = Accelerator()
+    device = accelerator.device
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    torch.set_float32_matmul_precision("high")
+    records = read_records(args.data)
+    vocabulary = build_vocabulary(records)
+    index = {w: i for i, w in enumerate(vocabulary)}
+    train = ViewBatches(args.cache, records, "train", args.recolour, device)
+    held_out = ViewBatches(args.cache, records, "val", 0.0, "cpu")
+    torch.manual_seed(args.seed)
+    resume = (args.out / "state.json").is_file()
+    config = json.loads((args.out / "state.json").read_text())["model"] if resume else args.model
+    config = {k: v for k, v in config.items() if not k.startswith("_")}
+    config |= {"vocabulary": len(vocabulary), "image_size": train.spec["size"]}
+    model = MultiViewTransformer(**config).to(device).to(memory_format=torch.channels_last)
+    optimizers = make_optimizers(model, args.optimizer, args.lr)
+    ema = Ema(model, args.ema)
+    state = {"step": 0, "objects": 0, "seconds": 0.0}
+    if resume:
+        state = {k: v for k, v in restore(args.out, model, ema, optimizers).items() if k in state}
+    grid = train.spec["size"] // model.config.patch
+    runner = torch.compile(model) if args.compile else model
+    if accelerator.num_processes > 1:
+        runner = torch.nn.parallel.DistributedDataParallel(runner)
+    autocast = lambda: torch.autocast(device.type, torch.bfloat16)  # noqa: E731
+
+    def prepare(batch):  # type: ignore[no-untyped-def]
+        images, captions, params, _ = batch
+        rays = patch_rays(train.cameras(params), grid).unflatten(0, (len(captions), -1)).to(device)
+        return 2 * images.to(device) - 1, word_ids(captions, index).to(device), rays
+
+    fixed = []
+    for source in (train, held_out):
+        parts = prepare(source.draw(48, np.random.default_rng(123)))
+        noise = torch.randn(parts[0].shape, generator=torch.Generator().manual_seed(5)).to(device)
+        fixed.append((*parts, noise))
+
+    start, saved, logged = time.monotonic(), time.monotonic(), time.monotonic()
+    losses: list[float] = []
+    log = args.out / "log.jsonl"
+    args.out.mkdir(parents=True, exist_ok=True)
+    first_objects, base_seconds = state["objects"], state["seconds"]
+    while True:
+        minutes = (time.monotonic() - start) / 60
+        done = minutes >= args.minutes
+        step = state["step"]
+        left = max(0.0, 1 - minutes / args.minutes) / args.cooldown if args.cooldown else 1.0
+        rate = args.lr * min(1.0, (step + 1) / args.warmup, max(left, 0.02))
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+        # The step decides the batch, so that a resumed run draws what an uninterrupted one would have.
+        rng = np.random.default_rng([args.seed, step, accelerator.process_index])
+        images, words, rays = prepare(train.draw(args.batch, rng))
+        words[torch.from_numpy(rng.random(args.batch) < DROP).to(device)] = torch.tensor(
+            [1] + [0] * (words.shape[1] - 1), device=device
+        )
+        t = torch.from_numpy(1 / (1 + np.exp(-rng.normal(args.t_mean, args.t_std, args.batch)))).float().to(device)
+        generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
+        noise = torch.randn(images.shape, generator=generator, device=device)
+        loss = flow_loss(runner, images, words, rays, t, noise, autocast)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if not math.isfinite(float(norm)):
+            raise SystemExit(f"the gradient is not finite at step {step}; lower --lr and resume")
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        ema.update(model, step)
+        losses.append(float(loss.detach()))
+        state["step"] += 1
+        state["objects"] += args.batch * accelerator.num_processes
+        state["seconds"] = base_seconds + time.monotonic() - start
+        if accelerator.is_main_process and (done or time.monotonic() - logged > 60):
+            logged = time.monotonic()
+            keep = {k: v.clone() for k, v in model.state_dict().items()}
+            model.load_state_dict(ema.shadow)
+            row = {
+                "step": state["step"],
+                "objects": state["objects"],
+                "minutes": round(state["seconds"] / 60, 2),
+                "objects_per_second": round((state["objects"] - first_objects) / (time.monotonic() - start), 2),
+                "loss": round(float(np.mean(losses)), 5),
+                "rate": rate,
+                **{f"train_{k}": v for k, v in validation(model, fixed[0], autocast).items()},
+                **{f"val_{k}": v for k, v in validation(model, fixed[1], autocast).items()},
+            }
+            model.load_state_dict(keep)
+            losses.clear()
+            with log.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            print(json.dumps(row), flush=True)
+        if accelerator.is_main_process and (done or time.monotonic() - saved > 60 * args.save_every):
+            saved = time.monotonic()
+            save(args.out, model, ema, optimizers, state, vocabulary)
+        if done:
+            break
+
+
+if __name__ == "__main__":
+    main()
