@@ -22,6 +22,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from judge_card import model_card
+from measure_judge import Batch, draw, evaluate, fixed_distractors, sided_nouns
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -31,9 +33,7 @@ from rl3d.data.asset_set import read_records
 from rl3d.data.batches import ViewBatches, word_ids
 from rl3d.data.captions import AssetRecord, augment_caption, build_vocabulary
 from rl3d.data.colours import WORDS as COLOURS
-from rl3d.data.colours import sample_colour
-from rl3d.data.views import to_images
-from rl3d.files import atomic_path, write_json
+from rl3d.files import atomic_path, atomic_write_text, write_json
 from rl3d.rewards import damage
 from rl3d.rewards.judges import GoldJudge, Judge, JudgeConfig, JudgeModel, build_model, load_judge, save_judge
 
@@ -52,49 +52,14 @@ class Augment:
     cutout: float
     pixelate: float
     flip: bool
-    background: bool  # the gold judge's grey becomes any colour half of the time
+    background: float  # share of objects over any colour instead of a grey near the middle (gold)
     views: float  # share of batches with 2 or 3 views
 
 
 AUGMENT = {
-    "reward": Augment(0.12, 0.3, 0.05, (0.8, 1.2), 0.08, 0.25, 0.15, True, False, 0.25),
-    "gold": Augment(0.18, 0.4, 0.08, (0.7, 1.25), 0.15, 0.4, 0.2, False, True, 0.4),
+    "reward": Augment(0.12, 0.3, 0.05, (0.8, 1.2), 0.08, 0.25, 0.15, True, 0.0, 0.25),
+    "gold": Augment(0.15, 0.3, 0.07, (0.75, 1.2), 0.12, 0.35, 0.2, False, 0.15, 0.35),
 }
-
-
-@dataclass(frozen=True)
-class Batch:
-    """images [B, V, 4, H, W] premultiplied; captions [B]; colour words [B]; said: the caption names the colour [B];
-    sides [B, V] int64: front, +X, back, -X; records [B]."""
-
-    images: Tensor
-    captions: list[str]
-    colours: list[str]
-    said: np.ndarray
-    sides: Tensor
-    records: list[AssetRecord]
-
-
-def draw(source: ViewBatches, chosen: np.ndarray, sets: np.ndarray, rng: np.random.Generator, recolour: float) -> Batch:
-    """A batch of given assets with random recolouring and wording."""
-    stored = torch.as_tensor(source.views[chosen, sets])
-    main = source.main[chosen]
-    target, captions, colours, said = main.clone(), [], [], []
-    for row, i in enumerate(chosen):
-        record, changed = source.records[i], rng.random() < recolour
-        colour = record.colour
-        if changed:
-            colour = COLOURS[rng.integers(len(COLOURS))]
-            srgb = sample_colour(colour, rng)
-            linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-            target[row] = torch.as_tensor(linear, dtype=torch.float32)
-        captions.append(augment_caption(record, colour, rng, changed))
-        colours.append(colour)
-        said.append(colour in captions[-1].split())
-    base = torch.from_numpy(source.params[chosen, sets, 0])[:, None] + torch.arange(4) * (math.pi / 2)
-    sides = (base / (math.pi / 2)).round().long() % 4
-    records = [source.records[i] for i in chosen]
-    return Batch(to_images(stored, main, target), captions, colours, np.array(said), sides, records)
 
 
 def hard_negatives(
@@ -184,10 +149,9 @@ def encode(model: JudgeModel, images: Tensor, spec: Augment, rng: np.random.Gene
     if not isinstance(model, GoldJudge):
         with autocast:
             return model.encode_images(images)
-    level = torch.full((len(images), 1, 3, 1, 1), 0.5)
+    level = torch.from_numpy(rng.uniform(0.4, 0.6, (len(images), 1, 1, 1, 1))).float().expand(-1, -1, 3, -1, -1)
     other = torch.from_numpy(rng.uniform(0, 1, (len(images), 1, 3, 1, 1))).float()
-    if spec.background:
-        level = torch.where(torch.from_numpy(rng.random((len(images), 1, 1, 1, 1)) < 0.4), other, level)
+    level = torch.where(torch.from_numpy(rng.random((len(images), 1, 1, 1, 1)) < spec.background), other, level)
     rgb = images[:, :, :3] + level.to(images) * (1 - images[:, :, 3:])
     with autocast:
         return model.encode_rgb(rgb)
@@ -222,140 +186,6 @@ def loss_of(model, batch: Batch, source: ViewBatches, index: dict[str, int], spe
     better = (code.embedding[:some] * words[:some]).sum(-1)
     losses["damage"] = 0.3 * F.softplus(10 * (worse - better)).mean()
     return losses
-
-
-# ---- measuring -------------------------------------------------------------------------------------------------------
-
-
-def with_interval(hits: np.ndarray, groups: np.ndarray, rng: np.random.Generator) -> list[float]:
-    """[mean, low, high]: 95 % bootstrap interval over assets (their view sets stay together)."""
-    names = np.unique(groups)
-    means = np.array([hits[groups == g].mean() for g in names])
-    draws = means[rng.integers(len(means), size=(2000, len(means)))].mean(1)
-    return [round(float(x), 3) for x in (means.mean(), np.quantile(draws, 0.025), np.quantile(draws, 0.975))]
-
-
-def plain_caption(record: AssetRecord, colour: str) -> str:
-    words = [w for w in record.words if w not in ("wooden", "golden", "stone", "snowy", "autumn")] or list(
-        record.noun_words
-    )
-    return " ".join([colour, *words])
-
-
-@torch.no_grad()
-def evaluate(judge: Judge, source: ViewBatches, train_words: set[str], sets: int = 3) -> dict:
-    """Retrieval, colours, sides and damage on a split, each as [mean, low, high]."""
-    rng = np.random.default_rng(11)
-    generator = torch.Generator().manual_seed(11)
-    hits: dict[str, list[float]] = {}
-    groups: list[int] = []
-    pair_hits: dict[str, list[float]] = {}
-    pair_groups: dict[str, list[int]] = {}
-    side_hits: list[float] = []
-    everyone = np.arange(len(source.records))
-    for s in range(sets):
-        for start in range(0, len(source.keep), 42):
-            chosen = source.keep[start : start + 42]
-            batch = draw(source, chosen, np.full(len(chosen), s), rng, 0.5)
-            code = judge.encode(batch.images)
-            groups += list(chosen)
-            right = [plain_caption(r, c) for r, c in zip(batch.records, batch.colours)]
-            for row, (record, colour) in enumerate(zip(batch.records, batch.colours)):
-                pool = [
-                    i
-                    for i in rng.permutation(everyone)
-                    if not set(source.records[i].noun_words) & set(record.noun_words)
-                ][:19]
-                others = [source.records[i] for i in pool]
-                rows = {
-                    "caption_of_20": [right[row]] + [plain_caption(o, o.colour) for o in others],
-                    "noun_of_20": [" ".join(record.noun_words)] + [" ".join(o.noun_words) for o in others],
-                    "noun_of_20_same_colour": [right[row]] + [plain_caption(o, colour) for o in others],
-                    "colour_of_13": [right[row]] + [plain_caption(record, c) for c in COLOURS if c != colour],
-                }
-                for name, texts in rows.items():
-                    ids = word_ids(texts, judge.words)
-                    scores = judge.model.encode_texts(ids.to(judge.device)) @ code.embedding[row]
-                    hits.setdefault(name, []).append(float(scores[0] > scores[1:].max()))
-                hits.setdefault("colour_head_of_13", []).append(
-                    float(int(code.colour_logits[row].argmax()) == COLOURS.index(colour))
-                )
-            if code.view_logits is not None:
-                side_hits += (code.view_logits.argmax(-1).cpu() == batch.sides).float().mean(1).tolist()
-            texts = judge.model.encode_texts(word_ids(right, judge.words).to(judge.device))
-            clean = (code.embedding * texts).sum(-1)
-            front = (batch.sides == 0).float().argmax(1)
-            apart = [
-                int(
-                    next(
-                        j
-                        for j in rng.permutation(len(chosen))
-                        if not set(batch.records[j].noun_words) & set(r.noun_words)
-                    )
-                )
-                for r in batch.records
-            ]
-            paint = np.stack(
-                [sample_colour(COLOURS[(COLOURS.index(c) + 1 + rng.integers(12)) % 13], rng) for c in batch.colours]
-            )
-            forms = {
-                "noise": damage.noise(batch.images, 0.15, generator),
-                "blur": damage.blur(batch.images, 2.5),
-                "blank_view": damage.blank_view(batch.images, generator),
-                "swapped_colour": damage.repaint(batch.images, torch.from_numpy(paint).float()),
-                "wrong_noun": batch.images[apart],
-                "mixed_views": damage.mixed_views(batch.images, batch.images[apart]),
-                "janus": damage.janus(batch.images, front),
-                "floaters": damage.floaters(batch.images, generator),
-                "holes": damage.holes(batch.images, generator),
-                "scaled_down": damage.scaled_down(batch.images, 0.5),
-            }
-            for name, images in forms.items():
-                score = (judge.encode(images).embedding * texts).sum(-1)
-                pair_hits.setdefault(name, []).extend((clean > score).float().tolist())
-                pair_groups.setdefault(name, []).extend(chosen)
-    where = np.array(groups)
-    known = np.array([bool(set(source.records[i].noun_words) & train_words) for i in groups])
-    result = {
-        "assets": len(source.keep),
-        "share_with_a_known_noun_word": round(float(known.mean()), 3),
-        **{k: with_interval(np.array(v), where, rng) for k, v in hits.items()},
-        "caption_of_20_known_noun": with_interval(np.array(hits["caption_of_20"])[known], where[known], rng),
-        "clean_above_damaged": {
-            k: with_interval(np.array(v), np.array(pair_groups[k]), rng) for k, v in pair_hits.items()
-        },
-        "temperature": round(judge.temperature, 4),
-    }
-    if side_hits:
-        result["side_of_4"] = with_interval(np.array(side_hits), where, rng)
-    return result
-
-
-def fixed_distractors(records: list[AssetRecord], count: int = 40) -> list[str]:
-    """ "colour noun" captions of the commonest one-word train nouns, colours in turn."""
-    nouns = Counter(r.noun_words[0] for r in records if r.split == "train" and len(r.noun_words) == 1)
-    return [f"{COLOURS[(5 * i) % len(COLOURS)]} {noun}" for i, (noun, _) in enumerate(nouns.most_common(count))]
-
-
-@torch.no_grad()
-def sided_nouns(judge: Judge, cache: Path, records: list[AssetRecord], least: int = 3) -> tuple[str, ...]:
-    """Nouns (of at least `least` assets) whose fronts are called front, and backs are not, in 80 % of real renders."""
-    found: dict[str, list[tuple[bool, bool]]] = {}
-    for split in ("train", "val"):
-        source = ViewBatches(cache, records, split, 0.0)
-        for start in range(0, len(source.keep), 64):
-            chosen = source.keep[start : start + 64]
-            batch = draw(source, chosen, np.zeros(len(chosen), np.int64), np.random.default_rng(3), 0.0)
-            logits = judge.encode(batch.images).view_logits
-            assert logits is not None  # the gold judge
-            called = logits.argmax(-1).cpu()
-            for record, side, seen in zip(batch.records, batch.sides, called):
-                hit = (bool((seen[side == 0] == 0).all()), bool((seen[side == 2] != 0).all()))
-                found.setdefault(record.noun_words[-1], []).append(hit)
-    return tuple(sorted(n for n, v in found.items() if len(v) >= least and min(np.mean(v, 0)) >= 0.8))
-
-
-# ---- running ---------------------------------------------------------------------------------------------------------
 
 
 def arguments() -> argparse.Namespace:
@@ -497,6 +327,10 @@ def finish(args: argparse.Namespace, model, ema: dict, records, index, state) ->
     write_json(args.out / "evaluation.json", row)
     if args.assets:
         save_judge(judge, args.assets)
+        command = f"python tools/train_judge.py DATA CACHE --which {args.which} --out RUN --minutes MINUTES"
+        size = sum(p.numel() for p in judge.model.parameters())
+        row["val"]["words"] = len(judge.words) - 2
+        atomic_write_text(args.assets / "README.md", model_card(args.which, row, command, size, judge.sided))
         write_json(args.assets / "evaluation.json", row)
         licence = "Apache-2.0 (weights), CC0-1.0 (data)"
         what = {"reward": "Reward judge: scores how well views fit a prompt", "gold": "Gold judge: measures only"}

@@ -33,6 +33,9 @@ DISTANCE, FOV_Y = 2.7, 0.47  # the cameras it was trained with
 NOT_CONTENT = frozenset(ARTICLES) | frozenset(FILLERS)
 
 
+SHARD_BYTES = 15_600_000  # under 15 MiB with its header
+
+
 class UnknownWordWarning(UserWarning):
     """A word of the prompt means nothing to the prior."""
 
@@ -65,12 +68,20 @@ def _cousins(word: str, index: dict[str, int]) -> list[str]:
     return found + [p for p in word.split("-") if p in index and p not in found]
 
 
+def _cast(model: MultiViewTransformer, device: torch.device, dtype: torch.dtype) -> MultiViewTransformer:
+    # torch's own `to`: that of diffusers warns about modules to keep in float32, of which there are none.
+    torch.nn.Module.to(model, device, dtype)
+    torch.nn.Module.to(model, memory_format=torch.channels_last)
+    return model
+
+
 class EmbeddedPrior:
     """Text and cameras to consistent RGBA views (`Prior` protocol); see `load_embedded`."""
 
     n_views = 4
     has_alpha = True
     background = 0.0
+    baked_light = True
     licence = "Apache-2.0 (weights), CC0-1.0 (training data)"
 
     def __init__(
@@ -80,7 +91,7 @@ class EmbeddedPrior:
         native = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
         self.dtype = torch.bfloat16 if native else torch.float32
         self.device = device
-        self.model = model.to(device, self.dtype).to(memory_format=torch.channels_last).eval().requires_grad_(False)
+        self.model = _cast(model, device, self.dtype).eval().requires_grad_(False)
         self.vocabulary = vocabulary
         self.scheduler = scheduler
         self.name = name
@@ -184,8 +195,8 @@ class EmbeddedPrior:
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
         """Write the pipeline folder; shards stay under 15 MB."""
         folder = Path(folder)
-        self.model.to(dtype).save_pretrained(folder / "transformer", max_shard_size="14MB")
-        self.model.to(self.dtype)
+        _cast(self.model, self.device, dtype).save_pretrained(folder / "transformer", max_shard_size=SHARD_BYTES)
+        _cast(self.model, self.device, self.dtype)
         self.scheduler.save_pretrained(folder / "scheduler")
         write_json(folder / "tokenizer" / "vocabulary.json", self.vocabulary.words)
         index = {

@@ -104,6 +104,7 @@ class LatentPrior(ABC):
     """
 
     has_alpha = False
+    baked_light = False
 
     def __init__(self, parts: Components, unet: Any, *, n_views: int, image_size: int, background: float) -> None:
         if not 0 <= background <= 1:

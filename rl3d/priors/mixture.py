@@ -99,7 +99,7 @@ class GaussianMixturePrior:
         if channels not in (3, 4) or width != self.image_size:
             raise InputError(f"mixture images must be square RGB or RGBA, got {list(unconditional.means.shape[1:])}")
         self.prompts, self.unconditional = prompts, unconditional
-        self.has_alpha, self.background = channels == 4, background
+        self.has_alpha, self.background, self.baked_light = channels == 4, background, False
         self.channels = channels
         self.name, self.licence = "analytic Gaussian mixture", "Apache-2.0"
 

@@ -133,7 +133,7 @@ class MultiViewTransformer(ModelMixin, ConfigMixin):
         self.final_modulation = nn.Linear(width, 2 * width)
         self.blocks = nn.ModuleList(Block(width, heads, hidden) for _ in range(depth))
         self.norm = RMSNorm()
-        nn.init.normal_(self.words.weight, std=0.02 * 8)
+        nn.init.normal_(self.words.weight, std=0.16)
         for module in (self.modulation, self.final_modulation):
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
@@ -165,12 +165,12 @@ class MultiViewTransformer(ModelMixin, ConfigMixin):
         angles = rays[..., None, :] * octaves[:, None] * (math.pi / 2)
         ray_code = torch.cat([rays[..., None, :], angles.sin(), angles.cos()], -2).flatten(-2)
         tokens = self.patch_in(tokens).unflatten(0, (b, v)) + self.ray_in(ray_code.to(tokens.dtype)) + self.places
-        mask = (words > 0).float()[..., None]
+        mask = (words > 0).to(self.words.weight.dtype)[..., None]
         embedded = self.words(words) * mask
         pooled = embedded.sum(1) / mask.sum(1).clamp_min(1)
         places = sincos(torch.arange(words.shape[1], device=x.device), embedded.shape[-1])
-        text = (embedded + 0.02 * 8 * places) * mask
-        code = self.time_in(sincos(1000 * t, 256, 10000.0)) + self.word_mix(pooled)
+        text = (embedded + 0.16 * places.to(embedded.dtype)) * mask
+        code = self.time_in(sincos(1000 * t, 256, 10000.0).to(pooled.dtype)) + self.word_mix(pooled)
         code = F.silu(code)
         modulation = self.modulation(code).unflatten(-1, (6, -1)).float()
         h = torch.cat([text.to(tokens.dtype), tokens.flatten(1, 2)], 1)

@@ -33,6 +33,8 @@ class Prior(Protocol):
         image_size: height and width of the images it works on, pixels.
         has_alpha: True when images are RGBA (premultiplied sRGB + alpha), False for RGB over `background`.
         background: grey level [0, 1] behind the object when `has_alpha` is False.
+        baked_light: True when the images carry the half-Lambert light of `rl3d.render.shading`, which an export can divide
+            out again.
         name, licence: for reports.
     """
 
@@ -40,6 +42,7 @@ class Prior(Protocol):
     image_size: int
     has_alpha: bool
     background: float
+    baked_light: bool
     name: str
     licence: str
 

@@ -57,7 +57,7 @@ class JudgeConfig:
     width: int
     embedding: int = 96
     heads: int = 4
-    view_blocks: int = 2
+    view_blocks: int = 1
     joint_blocks: int = 1
     max_words: int = MAX_WORDS
 
@@ -160,6 +160,7 @@ class GoldJudge(nn.Module):
             nn.Conv2d(3, first, 7, stride=2, padding=3),
             nn.GELU(),
             nn.Conv2d(first, second, 3, stride=2, padding=1),
+            _Residual(second),
             nn.GroupNorm(8, second),
             nn.GELU(),
             nn.Conv2d(second, width, 3, stride=2, padding=1),

@@ -193,7 +193,7 @@ def fuse_tsdf(
     truncation: float = 3.0,
     alpha_threshold: float = 0.5,
     carve_votes: int = 2,
-    offset: float = 0.5,
+    offset: float | None = None,
     tight: bool = True,
 ) -> TsdfGrid:
     """Fuse rendered depth and alpha into a signed distance grid. Not differentiable.
@@ -206,8 +206,9 @@ def fuse_tsdf(
         truncation: in voxels; larger is smoother and loses thin walls.
         alpha_threshold: coverage that counts as inside a silhouette.
         carve_votes: views that must agree before a voxel is carved by silhouettes.
-        offset: voxels that depth is moved towards the camera. Without it the two sides of a sheet cancel and it
-            vanishes; silhouettes keep the rest from growing.
+        offset: metres that depth is moved towards the camera; None: half a voxel. Without any, the two sides of a sheet
+            cancel and it vanishes; silhouettes keep the rest from growing. Splats need more: their depth is that of
+            their centres, and they cover more than that (`rl3d.export.asset.calibrated_offset` measures how much).
         tight: fit the grid to the visual hull's bounding box first, which spends the voxels where the object is.
 
     Raises:
@@ -243,9 +244,9 @@ def fuse_tsdf(
 
     def fuse(low: Array, high: Array, spacing: float) -> TsdfGrid:
         shape = tuple(int(n) for n in np.ceil((high - low) / spacing - 1e-6).astype(int) + 1)
-        reach = truncation * spacing
+        reach, forward = truncation * spacing, 0.5 * spacing if offset is None else offset
         values = _fuse(
-            low, spacing, shape, view, fx, fy, cx, cy, silhouette, depth, weight, reach, carve_votes, offset * spacing
+            low, spacing, shape, view, fx, fy, cx, cy, silhouette, depth, weight, reach, carve_votes, forward
         )
         return TsdfGrid(values, low, spacing, reach)
 

@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,16 @@ def sample_views(
             steps=o.steps,
             guidance=o.guidance,
             generator=generator_for(seed, 1, i),
-            progress=lambda step, steps, i=i: report(i * steps + step, o.candidates * steps),
+            progress=partial(_overall, report, i, o.candidates),
         )[0]
         groups.append(to_rgba(images, prior))
         scores.append(lift.agreement(groups[-1][:, 3:], cameras))
     best = max(range(len(groups)), key=scores.__getitem__)
     return groups[best], cameras, scores
+
+
+def _overall(report: Callable[[int, int], None], i: int, count: int, step: int, steps: int) -> None:
+    report(i * steps + step, count * steps)
 
 
 def next_ring(
@@ -183,7 +188,7 @@ def generate(
         gaussians = state.gaussians()
         if len(gaussians) == 0:
             raise InputError("the optimisation ended with an empty scene; try another --seed or fewer distill.steps")
-        report = finish_asset(run, gaussians, prompt, options, out, progress, shaded=model.name == "embedded")
+        report = finish_asset(run, gaussians, prompt, options, out, progress, shaded=model.baked_light)
         report = {
             "prompt": prompt,
             "seed": options.seed,

@@ -93,8 +93,9 @@ def start_from_hull(
     hull = visual_hull(images[:, 3:], cameras, options.grid, tolerate)
     if not bool((hull > 0.5).any()):
         hull = visual_hull(images[:, 3:], cameras, options.grid, len(images) // 2)
-    inside = hull > 0.5
-    if not bool(inside.any()):
+    # Faint views of a prior in doubt still have a densest part.
+    inside = hull > min(0.5, 0.6 * float(hull.max()))
+    if float(hull.max()) < 0.1:
         raise InputError("the sampled views share no volume, there is nothing to lift; try another --seed or prompt")
     padded = F.pad(inside.float()[None, None], [1] * 6)
     crowded = F.avg_pool3d(padded, 3, stride=1)[0, 0] > 0.999  # every neighbour inside too

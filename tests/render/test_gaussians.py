@@ -57,7 +57,7 @@ def compare(scene: Scene, cameras: Cameras, seed: int, image_bound: float, gradi
         assert (a - b).norm() < gradient_bound * b.norm() + 1e-6, (name, float((a - b).norm() / b.norm()))
 
 
-# Bounds: over 25 seeds of these scenes the worst image differed by 2e-6 (depth, metres) and the worst gradient by 1e-4
+# Bounds: over 25 seeds of these scenes the worst image differed by 3e-6 (depth, metres) and the worst gradient by 2e-5
 # of its norm (float32 against float64).
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize(
@@ -72,30 +72,30 @@ def compare(scene: Scene, cameras: Cameras, seed: int, image_bound: float, gradi
 def test_kernels_equal_the_twin(
     n: int, views: int, size: int | tuple[int, int], scale: float, fov: float, distance: float, seed: int
 ) -> None:
-    compare(random_scene(n, scale, seed), ring(views, size, fov, distance), seed, 1e-5, 5e-4)
+    compare(random_scene(n, scale, seed), ring(views, size, fov, distance), seed, 1e-5, 2e-4)
 
 
 def test_kernels_equal_the_twin_for_fully_opaque_splats() -> None:
     # Every centre is beyond the alpha clamp, where no gradient passes.
-    compare(random_scene(200, 0.1, 5, opaque=True), ring(2, 32), 5, 1e-5, 5e-4)
+    compare(random_scene(200, 0.1, 5, opaque=True), ring(2, 32), 5, 1e-5, 2e-4)
 
 
 @pytest.mark.parametrize("channels", [1, 4, 6])
 def test_kernels_equal_the_twin_for_any_number_of_channels(channels: int) -> None:
-    compare(random_scene(40, 0.1, 1, channels), ring(2, (19, 26)), 1, 1e-5, 5e-4)
+    compare(random_scene(40, 0.1, 1, channels), ring(2, (19, 26)), 1, 1e-5, 2e-4)
 
 
 def test_kernels_equal_the_twin_for_colours_of_each_view() -> None:
     means, scales, quaternions, opacities, _ = random_scene(40, 0.1, 2)
     colours = torch.rand(3, 40, 3, generator=torch.Generator().manual_seed(0))
-    compare((means, scales, quaternions, opacities, colours), ring(3, 20), 2, 1e-5, 5e-4)
+    compare((means, scales, quaternions, opacities, colours), ring(3, 20), 2, 1e-5, 2e-4)
 
 
 def test_kernels_equal_the_twin_off_centre() -> None:
     cameras = ring(1, (24, 20))
     intrinsics = cameras.intrinsics.clone()
     intrinsics[0] = torch.tensor([[60.0, 0.0, 3.0], [0.0, 30.0, 18.0], [0.0, 0.0, 1.0]])
-    compare(random_scene(60, 0.1, 3), replace(cameras, intrinsics=intrinsics), 3, 1e-5, 5e-4)
+    compare(random_scene(60, 0.1, 3), replace(cameras, intrinsics=intrinsics), 3, 1e-5, 2e-4)
 
 
 def test_needles_and_dust_equal_the_twin() -> None:

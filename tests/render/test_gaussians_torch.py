@@ -71,7 +71,7 @@ def test_compositing_by_hand() -> None:
 
 
 def test_a_pixel_closes_before_the_splat_that_would_take_it_below_the_limit() -> None:
-    # Transmittance 0.01, then 0.01 * 0.01 = 1e-4 rounds to just at the limit, so use 0.98 first: 0.02, 2e-4, then 2e-6.
+    # Transmittance 1, 0.02, 2e-4; the third splat would leave 2e-6 and is not drawn, nor is what comes after it.
     opacities = torch.tensor([0.98, 0.99, 0.99, 0.1], dtype=F64)
     centres, conics = torch.zeros(4, 2, dtype=F64), torch.tensor([[1.0, 0.0, 1.0]], dtype=F64).expand(4, 3)
     image, _ = composite(centres, conics, opacities, torch.eye(4, dtype=F64), torch.zeros(1, 2, dtype=F64))

@@ -1,0 +1,90 @@
+"""The end of a run: splats and a checked mesh on disk, pictures, and both judges' verdict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl3d.errors import RL3DError
+from rl3d.export.asset import ExportOptions, check_cameras, export_asset
+from rl3d.files import write_json
+from rl3d.preview import turntable, view_sheet
+from rl3d.progress import Progress
+from rl3d.render.render import render
+from rl3d.rewards.score import score_asset
+from rl3d.runs import Run
+from rl3d.scenes.facts import mesh_facts
+from rl3d.scenes.gaussians import Gaussians
+from rl3d.scenes.mesh import Mesh
+from rl3d.text_to_3d.options import GenerateOptions, MeshOptions
+
+ASSET, SPLATS, TURNTABLE, VIEWS = "asset.glb", "asset.ply", "turntable.webp", "views.png"
+EXPORT_STEPS = 6  # named stages inside the export, for the progress bar
+
+
+def export_options(options: MeshOptions, shaded: bool) -> ExportOptions:
+    """The export's options; `shaded` says that the scene's colours carry the embedded prior's light."""
+    return ExportOptions(
+        resolution=options.resolution,
+        views=options.views,
+        image_size=options.render_size,
+        faces=options.faces,
+        texture=options.texture,
+        delight=options.delight and shaded,
+        min_iou=options.min_iou,
+        min_psnr=options.min_psnr,
+    )
+
+
+def finish_asset(
+    run: Run, gaussians: Gaussians, prompt: str, options: GenerateOptions, out: Path, progress: Progress, shaded: bool
+) -> dict[str, Any]:
+    """Write asset.ply, asset.glb, turntable.webp and views.png into `out` and judge the written mesh.
+
+    Args:
+        shaded: the splats' colours carry the embedded prior's light, which the mesh should not.
+
+    Returns:
+        "mesh" (facts), "export" (seconds, check against the scene in memory), "judges" and "warnings".
+
+    Raises:
+        InputError: the scene has no surface, or a file cannot be written.
+    """
+    facts_file = out / "checkpoints" / "mesh.json"
+    if not run.is_done("mesh"):
+        with run.stage("mesh"), progress.stage("mesh", EXPORT_STEPS) as stage:
+            gaussians.save(out / SPLATS)
+            export = export_options(options.mesh, shaded)
+            _, report = export_asset(gaussians, out / ASSET, export, on_stage=lambda name: stage.step(doing=name))
+            write_json(facts_file, report)
+    report = json.loads(facts_file.read_text(encoding="utf-8"))
+    warnings = report.pop("warnings")
+    for warning in warnings:
+        progress.note(f"warning: {warning}")
+    mesh = Mesh.load(out / ASSET)
+    if not run.is_done("preview"):
+        with run.stage("preview"), progress.stage("preview", 2) as stage:
+            turntable(mesh, out / TURNTABLE, frames=options.preview.frames, size=options.preview.size)
+            stage.step()
+            _views_picture(gaussians, mesh, out / VIEWS, options.preview.size)
+            stage.step()
+    with run.stage("score"), progress.stage("score", 1) as stage:
+        try:
+            judges = score_asset(prompt, mesh)
+        except RL3DError as error:  # words that the judges do not know must not lose the asset
+            judges = {}
+            warnings.append(f"not judged: {error}")
+        stage.step()
+    return {"mesh": mesh_facts(mesh), "export": report, "judges": judges, "warnings": warnings}
+
+
+@torch.no_grad()
+def _views_picture(gaussians: Gaussians, mesh: Mesh, path: Path, size: int) -> None:
+    """Eight views: the splats above, the written mesh below."""
+    cameras = check_cameras(size)[::2]
+    splats = render(gaussians, cameras, background=0.93).rgb
+    solid = render(mesh, cameras, background=0.93, shading="half_lambert", supersample=2).rgb
+    view_sheet(torch.cat([splats, solid]), path)
