@@ -192,7 +192,7 @@ def fuse_tsdf(
     radius: float = 0.62,
     truncation: float = 3.0,
     alpha_threshold: float = 0.5,
-    carve_votes: int = 2,
+    carve_votes: int = 3,
     offset: float | None = None,
     tight: bool = True,
 ) -> TsdfGrid:

@@ -17,6 +17,7 @@ from rl3d.errors import InputError
 from rl3d.text_to_3d.options import LiftOptions
 from rl3d.text_to_3d.splats import Rates, SplatState
 
+LINING = 0.25  # share of the splats that start one voxel under the surface
 RADIUS = 0.62  # half the side of the cube that holds every asset, metres
 
 
@@ -82,6 +83,11 @@ def agreement(alpha: Tensor, cameras: Cameras, resolution: int = 40) -> float:
     return silhouette_iou(hull_silhouettes(hull, cameras), alpha)
 
 
+def _draw(cells: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` rows of `cells` [N, 3], with replacement."""
+    return cells[torch.randint(max(len(cells), 1), (count,), generator=generator).to(cells.device)]
+
+
 def start_from_hull(
     images: Tensor, cameras: Cameras, options: LiftOptions, generator: torch.Generator, tolerate: int = 0
 ) -> dict[str, Tensor]:
@@ -99,10 +105,13 @@ def start_from_hull(
         raise InputError("the sampled views share no volume, there is nothing to lift; try another --seed or prompt")
     padded = F.pad(inside.float()[None, None], [1] * 6)
     crowded = F.avg_pool3d(padded, 3, stride=1)[0, 0] > 0.999  # every neighbour inside too
-    surface = torch.nonzero(inside & ~crowded)
-    pick = torch.randint(len(surface), (options.gaussians,), generator=generator).to(surface.device)
+    core = F.avg_pool3d(F.pad(padded, [1] * 6), 5, stride=1)[0, 0] > 0.999
+    surface, lining = torch.nonzero(inside & ~crowded), torch.nonzero(crowded & ~core)
+    # A lining under the surface closes gaps between splats, through which the far side would show.
+    count = options.gaussians
+    within = round(LINING * count) if len(lining) else 0
+    cell = torch.cat([_draw(surface, count - within, generator), _draw(lining, within, generator)])
     voxel = 2 * RADIUS / options.grid
-    cell = surface[pick]
     jitter = torch.rand(len(cell), 3, generator=generator).to(cell.device) - 0.5
     means = (cell + 0.5 + jitter) * voxel - RADIUS
     # Outward normals from the blurred hull, to know which views see a voxel.
@@ -115,14 +124,14 @@ def start_from_hull(
     seen = sample_images(images, xy)  # [V, N, 4]
     weight = facing * seen[..., 3]
     colours = (facing[..., None] * seen[..., :3]).sum(0) / weight.sum(0)[:, None].clamp_min(1e-4)
-    spread = math.sqrt(len(surface) / options.gaussians) * voxel
+    spread = math.sqrt(len(surface) / (count - within)) * voxel
     quaternions = torch.zeros(len(means), 4, device=means.device)
     quaternions[:, 0] = 1
     return {
         "means": means,
-        "log_scales": torch.full_like(means, math.log(max(0.6 * spread, 3e-3))),
+        "log_scales": torch.full_like(means, math.log(max(0.7 * spread, 3e-3))),
         "quaternions": quaternions,
-        "opacity_logits": torch.full((len(means),), 1.0, device=means.device),
+        "opacity_logits": torch.full((len(means),), 2.0, device=means.device),
         "colours": colours.clamp(0, 1),
     }
 
