@@ -23,10 +23,10 @@ to make a reward of it.
 
     scores = rl3d.rewards.score_asset("a red barrel", mesh)["gold"]
 
-Network: a convolutional stem to 8x8-pixel patches of RGB over grey at 48x48, a transformer block per view, one over the
-patches of all views, attention pooling; text is a transformer block over the words. A linear head names the main colour
-among 13, another the side each view shows (front, +X, back, -X). Independent of the reward judge in architecture, seed,
-cameras, light and augmentation; the data set is the same, so a fault of the data is shared.
+Network: a convolutional stem to 8x8-pixel patches of RGB over grey, and alpha, at 56x56; a transformer block over the
+patches of all views; attention and maximum pooling; text is a transformer block over the words. A linear head names the
+main colour among 13, another the side each view shows (front, +X, back, -X). Independent of the reward judge in
+architecture, seed, cameras, light and augmentation; the data set is the same, so a fault of the data is shared.
 """,
 }
 NAMES = {

@@ -58,7 +58,7 @@ class Augment:
 
 AUGMENT = {
     "reward": Augment(0.12, 0.3, 0.05, (0.8, 1.2), 0.08, 0.25, 0.15, True, 0.0, 0.25),
-    "gold": Augment(0.15, 0.3, 0.07, (0.75, 1.2), 0.12, 0.35, 0.2, False, 0.15, 0.35),
+    "gold": Augment(0.14, 0.3, 0.07, (0.85, 1.25), 0.1, 0.3, 0.15, False, 0.15, 0.25),
 }
 
 
@@ -152,9 +152,8 @@ def encode(model: JudgeModel, images: Tensor, spec: Augment, rng: np.random.Gene
     level = torch.from_numpy(rng.uniform(0.4, 0.6, (len(images), 1, 1, 1, 1))).float().expand(-1, -1, 3, -1, -1)
     other = torch.from_numpy(rng.uniform(0, 1, (len(images), 1, 3, 1, 1))).float()
     level = torch.where(torch.from_numpy(rng.random((len(images), 1, 1, 1, 1)) < spec.background), other, level)
-    rgb = images[:, :, :3] + level.to(images) * (1 - images[:, :, 3:])
     with autocast:
-        return model.encode_rgb(rgb)
+        return model.encode_over(images, level.to(images))
 
 
 def loss_of(model, batch: Batch, source: ViewBatches, index: dict[str, int], spec: Augment, rng, device):  # type: ignore[no-untyped-def]

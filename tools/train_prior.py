@@ -19,6 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from rl3d.data.asset_set import read_records
@@ -37,8 +39,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("cache", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=60, help="stop after this much wall-clock in this call")
+    parser.add_argument("--steps", type=int, default=0, help="stop at this step, counted over all calls; 0: no limit")
     parser.add_argument("--batch", type=int, default=16, help="objects a step and process")
-    parser.add_argument("--lr", type=float, default=1e-3, help="AdamW's; Muon uses 10 times as much")
+    parser.add_argument(
+        "--lr", type=float, default=1e-3, help="of both optimizers; Muon's updates are scaled to AdamW's size"
+    )
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--cooldown", type=float, default=0.0, help="share of this call's minutes with a falling rate")
@@ -61,7 +66,7 @@ class Ema:
         self.decay, self.shadow = decay, {k: v.detach().clone().float() for k, v in model.state_dict().items()}
 
     @torch.no_grad()
-    def update(self, model: torch.nn.Module, step: int) -> None:
+    def update(self, model: torch.nn.Module, step: float) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
         for k, v in model.state_dict().items():
             self.shadow[k].lerp_(v.float(), 1 - decay)
@@ -124,7 +129,11 @@ def restore(folder: Path, model, ema, optimizers) -> dict:  # type: ignore[no-un
                 _, _, j, name = key.split(".", 3)
                 state.setdefault(int(j), {})[name] = value
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return json.loads((folder / "state.json").read_text())
+    facts = json.loads((folder / "state.json").read_text())
+    # Two files are no one write: if the process died between them, the weights' own step is the true one.
+    with safe_open(folder / "checkpoint.safetensors", "pt") as handle:
+        facts["step"] = int(handle.metadata()["step"])
+    return facts
 
 
 def main() -> None:
@@ -141,7 +150,13 @@ def main() -> None:
     held_out = ViewBatches(args.cache, records, "val", 0.0, "cpu")
     torch.manual_seed(args.seed)
     resume = (args.out / "state.json").is_file()
-    config = json.loads((args.out / "state.json").read_text())["model"] if resume else args.model
+    before = json.loads((args.out / "state.json").read_text()) if resume else {"model": args.model}
+    if before.get("vocabulary", vocabulary) != vocabulary:
+        raise SystemExit(f"{args.out} was trained on other captions, its vocabulary differs; choose another --out")
+    if args.steps and before.get("step", 0) >= args.steps:
+        print(f"{args.out} is at step {before['step']} already")
+        return
+    config = before["model"]
     config = {k: v for k, v in config.items() if not k.startswith("_")}
     config |= {"vocabulary": len(vocabulary), "image_size": train.spec["size"]}
     model = MultiViewTransformer(**config).to(device).to(memory_format=torch.channels_last)
@@ -174,8 +189,10 @@ def main() -> None:
     first_objects, base_seconds = state["objects"], state["seconds"]
     while True:
         minutes = (time.monotonic() - start) / 60
-        done = minutes >= args.minutes
-        step = state["step"]
+        step = int(state["step"])
+        done = minutes >= args.minutes or step + 1 == args.steps
+        if accelerator.num_processes > 1:  # by one clock: else some would wait for those that stopped
+            done = bool(broadcast(torch.tensor([int(done)], device=device))[0])
         left = max(0.0, 1 - minutes / args.minutes) / args.cooldown if args.cooldown else 1.0
         rate = args.lr * min(1.0, (step + 1) / args.warmup, max(left, 0.02))
         for optimizer in optimizers:

@@ -33,6 +33,8 @@ REQUIRED = (
     "scikit-image",
     "xatlas",
 )
+# What `rl3d generate` and `rl3d score` cannot do without.
+MODELS = ("prior", "judge_reward", "judge_gold")
 CPU_FEATURES = ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "f16c", "fma", "asimd", "bf16", "sve")
 
 
@@ -216,12 +218,15 @@ def _models(broken: list[str]) -> list[dict[str, Any]]:
 
     try:
         root = packaged_folder("assets")
-        models = embedded_models(root).values()
+        models = embedded_models(root)
     except AssetError as error:
         broken.append(str(error))
         return []
+    for name in MODELS:
+        if name not in models:
+            broken.append(f"the embedded model {name!r} is not in this installation; reinstall rl3d")
     rows = []
-    for model in models:
+    for model in models.values():
         fault = find_fault(model, root)
         if fault is not None:
             broken.append(f"the embedded model {model.name!r}: {fault}; reinstall rl3d")

@@ -21,3 +21,14 @@ def scene_facts(scene: Mesh | Gaussians) -> dict[str, Any]:
         low, high = scene.means.amin(0), scene.means.amax(0)
         return {"kind": "gaussians", "gaussians": len(scene), "extents": (high - low).tolist()}
     return {"kind": "mesh", **mesh_facts(scene)}
+
+
+def short(value: Any) -> str:
+    """A fact for a person: four digits, nested values in one line."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return " ".join(short(v) for v in value) or "none"
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {short(v)}" for k, v in value.items())
+    return str(value)

@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     if out.resolve() == path.resolve():
         raise InputError(f"--out {out} is the file to render; choose another name")
 
-    from rl3d.cli.facts import scene_facts, surface
+    from rl3d.cli.facts import scene_facts, short, surface
     from rl3d.preview import turntable
     from rl3d.scenes import load_scene
 
@@ -40,6 +40,6 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"file": str(path), "turntable": str(out), **facts}, indent=2))
     else:
-        print(", ".join(f"{k} {v}" for k, v in facts.items() if not isinstance(v, list | dict)), file=sys.stderr)
+        print(", ".join(f"{k} {short(v)}" for k, v in facts.items() if not isinstance(v, list | dict)), file=sys.stderr)
         print(out)
     return 0

@@ -37,17 +37,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _text(row: dict[str, Any]) -> str:
+    from rl3d.cli.facts import short
+
     lines = [row["file"]]
     for title in ("scores", "facts"):
-        lines += [f"  {key}: {_short(value)}" for key, value in row[title].items()]
+        lines += [f"  {key}: {short(value)}" for key, value in row[title].items()]
     return "\n".join(lines)
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list | tuple):
-        return " ".join(_short(v) for v in value)
-    if isinstance(value, dict):
-        return ", ".join(f"{k} {_short(v)}" for k, v in value.items())
-    return str(value)

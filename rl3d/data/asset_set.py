@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rl3d.data.captions import AssetRecord, clean_record
+from rl3d.data.captions import AssetRecord, clean_record, split_words
 from rl3d.errors import InputError
 
 
@@ -51,13 +51,23 @@ def _rows(folder: Path) -> list[dict]:
         raise InputError(
             f"no captions.jsonl in {folder}; give a folder that has one, a JSON object a line (file, caption)"
         )
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is not JSON lines: {error}") from error
-    for row in rows:
-        row.setdefault("noun", row["caption"])
-        row.setdefault("split", "train")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(f"{path}, line {number} is not JSON: {error}") from error
+        if not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("file", "caption")):
+            raise InputError(f'{path}, line {number} must be an object with the texts "file" and "caption"')
+        if not split_words(row["caption"]):
+            raise InputError(
+                f"{path}, line {number}: the caption {row['caption']!r} has no word; write one in a-z, 0-9"
+            )
+        rows.append({"noun": row["caption"], "split": "train", **row})
+    if not rows:
+        raise InputError(f"{path} is empty; give an asset a line, a JSON object (file, caption)")
     return rows
 
 
@@ -70,7 +80,8 @@ def load_asset_set(folder: str | Path) -> AssetSet:
     """Read a folder of meshes with a `captions.jsonl`; a `compact.npz` beside it is used where there is one.
 
     Raises:
-        InputError: no captions file, a line that is not JSON, or a mesh that cannot be read.
+        InputError: no captions file, a line that is not a usable JSON object, a mesh that cannot be read, or a
+            `compact.npz` of another number of meshes.
     """
     folder = Path(folder)
     rows = _rows(folder)
@@ -79,6 +90,11 @@ def load_asset_set(folder: str | Path) -> AssetSet:
     if compact.is_file():
         data = np.load(compact, allow_pickle=False)
         vertices, faces, colours = data["vertices"], data["faces"], data["face_colours"]
+        if len(data["vertex_counts"]) != len(rows):
+            raise InputError(
+                f"{compact} holds {len(data['vertex_counts'])} meshes, captions.jsonl {len(rows)} lines; remove the "
+                "file to read the meshes themselves"
+            )
         v = np.concatenate([[0], np.cumsum(data["vertex_counts"])])
         f = np.concatenate([[0], np.cumsum(data["face_counts"])])
         for i in range(len(rows)):

@@ -15,6 +15,7 @@ from rl3d.data.captions import MAX_WORDS, AssetRecord, augment_caption, held_out
 from rl3d.data.colours import WORDS as COLOURS
 from rl3d.data.colours import sample_colour
 from rl3d.data.views import cameras_of, to_images
+from rl3d.errors import InputError
 
 
 def word_ids(texts: list[str], vocabulary: dict[str, int], max_words: int = MAX_WORDS) -> Tensor:
@@ -31,17 +32,35 @@ class ViewBatches:
 
     Args:
         cache: its folder. records: the asset set's records, in the cache's order. split: "train" or "val".
-        recolour: probability that the main colour is changed (the caption names the new one).
+        recolour: probability that the main colour is changed (the caption names the new one). In "train", assets that
+            were found in a colour that is held out for them are always changed.
+
+    Raises:
+        InputError: the cache is missing, unfinished or of another asset set, or has no asset of the split.
     """
 
     def __init__(
         self, cache: Path, records: list[AssetRecord], split: str, recolour: float, device: str | torch.device = "cpu"
     ) -> None:
-        spec = json.loads((cache / "spec.json").read_text())
+        try:
+            spec = json.loads((cache / "spec.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{cache} is no finished view cache ({error}); build it with tools/build_views.py"
+            ) from error
+        if len(spec["words"]) != len(records):
+            raise InputError(
+                f"{cache} holds {len(spec['words'])} assets, the captions {len(records)}; build the cache anew"
+            )
         self.spec = spec
         self.keep = np.array([i for i, r in enumerate(records) if r.split == split])
         # The cache named colours by the faces it can repaint; captions must use the same word.
         self.records = [replace(r, colour=word) for r, word in zip(records, spec["words"])]
+        self.forced = [split == "train" and held_out(r.colour, r) for r in self.records]
+        if len(self.keep) == 0:
+            raise InputError(
+                f"no asset of {cache} is in the split {split!r}; give some lines of captions.jsonl that split"
+            )
         views = np.load(cache / "views.npy", mmap_mode="r")
         on_gpu = torch.device(device).type == "cuda"
         self.views = torch.from_numpy(np.ascontiguousarray(views)).to(device) if on_gpu else views
@@ -76,7 +95,7 @@ class ViewBatches:
         target = main.clone()
         captions = []
         for row, i in enumerate(chosen):
-            record, changed = self.records[i], rng.random() < self.recolour
+            record, changed = self.records[i], rng.random() < self.recolour or self.forced[i]
             colour = record.colour
             if changed:
                 colour = COLOURS[rng.integers(len(COLOURS))]
@@ -86,7 +105,7 @@ class ViewBatches:
                 linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
                 target[row] = torch.as_tensor(linear, dtype=torch.float32)
             captions.append(augment_caption(record, colour, rng, changed))
-        return to_images(stored, main, target), captions, self.params[chosen, sets], chosen
+        return to_images(stored.to(self.device), main, target), captions, self.params[chosen, sets], chosen
 
     def cameras(self, params: np.ndarray) -> Cameras:
         """Cameras [B * V] of camera parameters [B, 3]."""

@@ -114,6 +114,8 @@ HELD_OUT_PAIRS: tuple[tuple[str, str], ...] = (
     ("orange", "door"),
     ("blue", "bench"),
 )
+# Words that say a colour without naming it: left out when the asset was painted in another one.
+IMPLY_COLOUR = frozenset("wooden wood golden gold stone snowy autumn".split())
 ARTICLES = ("a", "the", "an", "one")
 FILLERS = ("of", "with", "and", "in", "model", "asset", "low-poly", "3d")
 # File-name debris that says nothing about the shape.
@@ -176,6 +178,9 @@ def augment_caption(record: AssetRecord, colour: str, rng: np.random.Generator, 
     words = list(record.words)
     if rng.random() < 0.2:
         words = list(record.noun_words)
+    if recoloured:
+        plain = [w for w in words if w not in IMPLY_COLOUR]
+        words = plain if any(w not in SIZES for w in plain) else words  # a stone that is called nothing but "stone"
     words = [SYNONYMS[w][rng.integers(len(SYNONYMS[w]))] if w in SYNONYMS and rng.random() < 0.25 else w for w in words]
     words = [SIZES[w][rng.integers(len(SIZES[w]))] if SIZES.get(w) and rng.random() < 0.4 else w for w in words]
     nouns = set(record.noun_words)
@@ -191,14 +196,11 @@ def augment_caption(record: AssetRecord, colour: str, rng: np.random.Generator, 
     named = recoloured or record.share > 0.4
     if named and rng.random() < (0.92 if recoloured else 0.45):
         front.append(colour)
-        if record.second and record.second != colour and rng.random() < 0.2:
-            front += ["and", record.second]
+        second = "" if held_out(record.second, record) else record.second
+        if second and second != colour and rng.random() < 0.2:
+            front += ["and", second]
     if material and material not in words and rng.random() < 0.4:
         front.append("wood" if material == "wooden" and rng.random() < 0.2 else material)
-    if recoloured:
-        words = [w for w in words if w not in ("wooden", "golden", "stone", "snowy", "autumn")] or list(
-            record.noun_words
-        )
     adjectives = [w for w in words if w in SIZES or any(w in s for s in SIZES.values())]
     rest = [w for w in words if w not in adjectives]
     said = adjectives + front + rest if rng.random() < 0.7 else front + adjectives + rest

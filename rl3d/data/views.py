@@ -147,7 +147,10 @@ def render_view_sets(
 
 
 def build_view_cache(assets: AssetSet, spec: ViewSpec, folder: str | Path, progress: bool = True) -> None:
-    """Render every asset into `folder`: views.npy [N, sets, views, 5, H, W] uint8, params.npy, main.npy, spec.json."""
+    """Render every asset into `folder`: views.npy [N, sets, views, 5, H, W] uint8, params.npy, main.npy, spec.json.
+
+    spec.json comes last: a cache that was interrupted has none.
+    """
     from tqdm import tqdm
 
     folder = Path(folder)
@@ -166,6 +169,8 @@ def build_view_cache(assets: AssetSet, spec: ViewSpec, folder: str | Path, progr
             words.append(word)
         out.flush()
         del out
+        # An older cache's description does not hold for the views that now take the place of its own.
+        (folder / "spec.json").unlink(missing_ok=True)
     for name, array in (("params", params), ("main", mains)):
         with atomic_path(folder / f"{name}.npy") as temporary:
             np.save(temporary, array)

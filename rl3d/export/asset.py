@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import avg_pool2d
 
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
@@ -101,7 +102,7 @@ def calibrated_offset(frames: Frames, cameras: Cameras, options: ExportOptions, 
 
     A splat's depth is that of its centre, while its picture reaches about a standard deviation further; taken as it is,
     it gives a mesh that is too thin. Measured on a coarse grid: the area that the silhouettes lack divided by their
-    rim is the mean gap, in pixels; it is added to the offset. Again, at most `rounds` times, while that closes the gap by
+    rim is the mean gap, in pixels; it is added to the offset, at most `rounds` times and while that closes the gap by
     at least 40%: what is left otherwise is what a coarse grid cannot show. On shells of 6,000 round splats the
     silhouette IoU of the final mesh rises from 0.91 to 0.98; on meshes it stays within 0.003.
     """
@@ -109,6 +110,12 @@ def calibrated_offset(frames: Frames, cameras: Cameras, options: ExportOptions, 
     coarse = min(options.resolution, 56)
     offset = smallest = 0.25 * spacing
     last = math.inf
+    factor = max(1, cameras.height // 96)  # small pictures are enough for a mean
+    if factor > 1 and cameras.height % factor == 0 and cameras.width % factor == 0:
+        alpha = avg_pool2d(frames.alpha, factor)
+        depth = avg_pool2d(frames.depth * frames.alpha, factor) / alpha.clamp_min(1e-6)
+        frames = Frames(avg_pool2d(frames.rgb, factor), alpha, depth)
+        cameras = cameras.resized((cameras.height // factor, cameras.width // factor))
     inside = frames.alpha[:, 0] >= options.alpha_threshold
     for _ in range(rounds):
         grid = fuse_tsdf(

@@ -1,8 +1,8 @@
 """Colours for a mesh from rendered views of the scene that it came from: a texture, or one colour a vertex.
 
 Each surface point takes the mean, in linear light, of the views that see it, weighted by (n.v)^sharpness. A view sees a
-point when the mesh's own depth, rasterized for the same camera, agrees at the four pixels around its projection; so a
-colour never bleeds over an occlusion edge. Points that no view sees take the colour of the nearest point that one does.
+point when the mesh's own depth, rasterized for the same camera, agrees around its projection; so a colour never bleeds
+over an occlusion edge. Points that no view sees take the colour of the nearest point that one does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 import torch
-from scipy.ndimage import distance_transform_edt
+from scipy.ndimage import distance_transform_edt, minimum_filter
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -65,7 +65,7 @@ def _texel_map(uvs, face_uvs, height, width):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, parallel=True, nogil=True)
-def _gather(points, normals, view, fx, fy, cx, cy, eye, colour, alpha, depth, tolerance, sharpness):  # type: ignore[no-untyped-def]
+def _gather(points, normals, view, fx, fy, cx, cy, eye, colour, alpha, nearest, tolerance, sharpness):  # type: ignore[no-untyped-def]
     """Weighted sum of what the views see at each point: colour [P, 3] (linear, weighted) and weight [P]."""
     n_views, height, width = alpha.shape
     total = np.zeros((points.shape[0], 3))
@@ -90,13 +90,12 @@ def _gather(points, normals, view, fx, fy, cx, cy, eye, colour, alpha, depth, to
             x0, y0 = min(int(ix), width - 2), min(int(iy), height - 2)
             ax, ay = ix - x0, iy - y0
             # A pixel's depth may differ by what the surface's slope makes of its size; more is another surface.
-            slack = tolerance + 1.5 * z / fx[v] * np.sqrt(max(1.0 / max(facing * facing, 1e-2) - 1.0, 0.0))
+            slack = tolerance + 2.5 * z / fx[v] * np.sqrt(max(1.0 / max(facing * facing, 1e-2) - 1.0, 0.0))
             seen = True
             covered = 1.0
             for q in range(4):
                 yq, xq = y0 + q // 2, x0 + q % 2
-                d = depth[v, yq, xq]
-                if d > 0.0 and d < z - slack:
+                if nearest[v, yq, xq] < z - slack:
                     seen = False
                     break
                 covered = min(covered, alpha[v, yq, xq])
@@ -150,6 +149,8 @@ def gather_colours(
     _, _, depth = rasterize_views(
         vertices, mesh.faces.cpu().contiguous().numpy(), view, intrinsics, cameras.height, cameras.width
     )
+    # The nearest surface in 3 x 3 pixels: a pixel beside an occluder is mixed with its colour.
+    nearest = minimum_filter(np.where(depth > 0, depth, np.float32(np.inf)), size=(1, 3, 3))
     fx, fy, cx, cy = (np.ascontiguousarray(intrinsics[:, r, c]) for r, c in ((0, 0), (1, 1), (0, 2), (1, 2)))
     eye = cameras.centres.detach().cpu().numpy().astype(np.float64)
     points, normals = np.ascontiguousarray(points, np.float64), np.ascontiguousarray(normals, np.float64)
@@ -164,7 +165,7 @@ def gather_colours(
         eye,
         colour,
         alpha[:, 0].contiguous().numpy(),
-        depth,
+        nearest,
         tolerance,
         sharpness,
     )
@@ -173,8 +174,8 @@ def gather_colours(
         raise InputError("no view sees the surface: the cameras look past the mesh or the frames are empty")
     out = total / np.maximum(weight, 1e-12)[:, None]
     if not seen.all():
-        _, nearest = cKDTree(points[seen]).query(points[~seen])
-        out[~seen] = out[seen][nearest]
+        _, beside = cKDTree(points[seen]).query(points[~seen])
+        out[~seen] = out[seen][beside]
     return out, float(seen.mean())
 
 

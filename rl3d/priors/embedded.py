@@ -10,6 +10,7 @@ Its diffusion space is pixel space: RGBA views in [-1, 1], x_t = (1 - t) x0 + t 
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import warnings
@@ -25,6 +26,7 @@ from rl3d.cameras import Cameras
 from rl3d.data.captions import ARTICLES, FILLERS, MAX_WORDS, split_words
 from rl3d.errors import AssetError, InputError, nearest
 from rl3d.files import write_json
+from rl3d.priors.latent_diffusion import camera_rows, rows
 from rl3d.priors.multiview_model import MultiViewTransformer, patch_rays
 from rl3d.priors.protocol import PromptEmbedding
 
@@ -37,7 +39,7 @@ SHARD_BYTES = 15_600_000  # under 15 MiB with its header
 
 
 class UnknownWordWarning(UserWarning):
-    """A word of the prompt means nothing to the prior."""
+    """A word of the prompt means nothing to the prior, or comes too late for it."""
 
 
 class Vocabulary:
@@ -71,12 +73,17 @@ def _cousins(word: str, index: dict[str, int]) -> list[str]:
 def _cast(model: MultiViewTransformer, device: torch.device, dtype: torch.dtype) -> MultiViewTransformer:
     # torch's own `to`: that of diffusers warns about modules to keep in float32, of which there are none.
     torch.nn.Module.to(model, device, dtype)
-    torch.nn.Module.to(model, memory_format=torch.channels_last)
+    torch.nn.Module.to(model, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
 
 
 class EmbeddedPrior:
-    """Text and cameras to consistent RGBA views (`Prior` protocol); see `load_embedded`."""
+    """Text and cameras to consistent RGBA views (`Prior` protocol); see `load_embedded`.
+
+    Args:
+        model: taken over: moved to `device` and `dtype`, frozen.
+        dtype: None takes bfloat16 where the hardware multiplies it natively, float32 elsewhere.
+    """
 
     n_views = 4
     has_alpha = True
@@ -85,11 +92,16 @@ class EmbeddedPrior:
     licence = "Apache-2.0 (weights), CC0-1.0 (training data)"
 
     def __init__(
-        self, model: MultiViewTransformer, vocabulary: Vocabulary, scheduler: Any, name: str, device: torch.device
+        self,
+        model: MultiViewTransformer,
+        vocabulary: Vocabulary,
+        scheduler: Any,
+        name: str,
+        device: torch.device,
+        dtype: torch.dtype | None = None,
     ) -> None:
-        # bfloat16 where the hardware multiplies it natively, float32 elsewhere.
         native = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-        self.dtype = torch.bfloat16 if native else torch.float32
+        self.dtype = dtype or (torch.bfloat16 if native else torch.float32)
         self.device = device
         self.model = _cast(model, device, self.dtype).eval().requires_grad_(False)
         self.vocabulary = vocabulary
@@ -102,7 +114,7 @@ class EmbeddedPrior:
         """Word ids of prompt and negative prompt, [1, MAX_WORDS] each.
 
         Warns:
-            UnknownWordWarning: a word is not known; it is left out.
+            UnknownWordWarning: a word is not known, or comes after the last one that is read; it is left out.
 
         Raises:
             InputError: no word of the prompt is known.
@@ -121,13 +133,23 @@ class EmbeddedPrior:
                 UnknownWordWarning,
                 stacklevel=2,
             )
+        for text in (prompt, negative_prompt):
+            late = [w for w in split_words(text) if w in self.vocabulary.index][MAX_WORDS:]
+            if late:
+                warnings.warn(
+                    f"the {self.name} prior reads {MAX_WORDS} words and leaves out {' '.join(late)!r}; say it shorter",
+                    UnknownWordWarning,
+                    stacklevel=2,
+                )
         ids = [torch.tensor([self.vocabulary.encode(text)], device=self.device) for text in (prompt, negative_prompt)]
         return PromptEmbedding(ids[0], ids[1], [prompt])
 
     def cameras(self, azimuth: float | Tensor, elevation: float | Tensor) -> Cameras:
         """[4] cameras at 90 degree spacing from base `azimuth`, all at `elevation` (radians)."""
         steps = torch.arange(self.n_views, dtype=torch.float32, device=self.device) * (2 * math.pi / self.n_views)
-        return Cameras.orbit(torch.as_tensor(azimuth) + steps, elevation, DISTANCE, FOV_Y, self.image_size)
+        return Cameras.orbit(
+            torch.as_tensor(azimuth, device=self.device) + steps, elevation, DISTANCE, FOV_Y, self.image_size
+        )
 
     def to_latents(self, images: Tensor) -> Tensor:
         return 2 * images - 1
@@ -142,13 +164,16 @@ class EmbeddedPrior:
     def predict_x0(
         self, x_t: Tensor, t: Tensor, prompt: PromptEmbedding, cameras: Cameras, guidance: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        """See `Prior.predict_x0`. `cameras` holds V or B * V cameras; `t` is [B]."""
+        """See `Prior.predict_x0`. `cameras` holds V or B * V cameras; `t` is [B] or [1]; any V works.
+
+        Raises:
+            InputError: another number of cameras or prompts.
+        """
         b, v = x_t.shape[:2]
-        rays = patch_rays(cameras, self._grid).to(x_t.dtype)
-        rays = rays.unflatten(0, (b, v)) if len(cameras) == b * v else rays.expand(b, *rays.shape)
-        words = prompt.positive.expand(b, -1)
+        rays = patch_rays(camera_rows(cameras, b, v), self._grid).to(x_t).unflatten(0, (b, v))
+        words = rows(prompt.positive, b)
         if guidance != 1.0:
-            words = torch.cat([words, prompt.negative.expand(b, -1)])
+            words = torch.cat([words, rows(prompt.negative, b)])
             x_t, t, rays = (torch.cat([a, a]) for a in (x_t, t.expand(b), rays))
         x0 = self.model(x_t.to(self.dtype), t.expand(len(x_t)), words, rays).float().clamp(-1.1, 1.1)
         if guidance == 1.0:
@@ -177,13 +202,22 @@ class EmbeddedPrior:
                 noised to the level `strength` in (0, 1].
             groups: independent view groups of the same cameras, drawn at once; B = groups, or cameras / V when there
                 are more cameras than views.
+
+        Raises:
+            InputError: no step, a strength outside (0, 1], or `start` of another shape.
         """
+        if steps < 1:
+            raise InputError(f"the number of sampling steps must be at least 1, got {steps}")
+        if not 0 < strength <= 1:
+            raise InputError(f"strength must lie in (0, 1], got {strength}")
         b = len(cameras) // self.n_views if len(cameras) > self.n_views else groups
         shape = (b, self.n_views, 4, self.image_size, self.image_size)
+        if start is not None and tuple(start.shape) != shape:
+            raise InputError(f"start must be views {list(shape)}, got {list(start.shape)}")
         noise = torch.randn(shape, generator=generator, device=generator.device).to(self.device)
         self.scheduler.set_timesteps(sigmas=np.linspace(strength, strength / steps, steps).tolist(), device=self.device)
         sigmas = self.scheduler.sigmas
-        x = noise if start is None else self.add_noise(self.to_latents(start), noise, sigmas[:1].expand(b))
+        x = noise if start is None else self.add_noise(self.to_latents(start.to(noise)), noise, sigmas[:1].expand(b))
         for i, timestep in enumerate(self.scheduler.timesteps):
             sigma = sigmas[i].clamp_min(1e-3)
             x0, _ = self.predict_x0(x, sigma.expand(b), prompt, cameras, guidance)
@@ -193,10 +227,10 @@ class EmbeddedPrior:
         return self.decode(x)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype = torch.bfloat16) -> None:
-        """Write the pipeline folder; shards stay under 15 MB."""
+        """Write the pipeline folder; shards stay under 15 MiB. The prior itself keeps its precision."""
         folder = Path(folder)
-        _cast(self.model, self.device, dtype).save_pretrained(folder / "transformer", max_shard_size=SHARD_BYTES)
-        _cast(self.model, self.device, self.dtype)
+        stored = _cast(copy.deepcopy(self.model), torch.device("cpu"), dtype)
+        stored.save_pretrained(folder / "transformer", max_shard_size=SHARD_BYTES)
         self.scheduler.save_pretrained(folder / "scheduler")
         write_json(folder / "tokenizer" / "vocabulary.json", self.vocabulary.words)
         index = {
@@ -215,8 +249,10 @@ def new_scheduler() -> Any:
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=1.0)
 
 
-def load_embedded(folder: str | Path | None = None, device: torch.device | str = "cpu") -> EmbeddedPrior:
-    """Load a multi-view pipeline folder; None takes the one inside the package.
+def load_embedded(
+    folder: str | Path | None = None, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> EmbeddedPrior:
+    """Load a multi-view pipeline folder; None takes the one inside the package. `dtype`: see `EmbeddedPrior`.
 
     Raises:
         AssetError: a file is missing, truncated or does not fit the model.
@@ -233,9 +269,14 @@ def load_embedded(folder: str | Path | None = None, device: torch.device | str =
     folder = Path(folder)
     try:
         words = json.loads((folder / "tokenizer" / "vocabulary.json").read_text(encoding="utf-8"))
-        model = MultiViewTransformer.from_pretrained(
-            folder / "transformer", use_safetensors=True, local_files_only=True
+        model, info = MultiViewTransformer.from_pretrained(
+            folder / "transformer", use_safetensors=True, local_files_only=True, output_loading_info=True
         )
+        stray = [*info["missing_keys"], *info["unexpected_keys"]]
+        if stray:  # diffusers would only warn, and leave missing tensors empty
+            raise ValueError(f"the weights do not fit the configuration ({stray[0]} and {len(stray) - 1} more)")
+        if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
+            raise ValueError("tokenizer/vocabulary.json is no list of words")
         scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     except Exception as error:  # diffusers, safetensors and json each raise their own kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -244,4 +285,4 @@ def load_embedded(folder: str | Path | None = None, device: torch.device | str =
         raise AssetError(
             f"{folder}: the tokenizer has {len(words)} words, the model {model.config['vocabulary']}; mixed-up files?"
         )
-    return EmbeddedPrior(model, Vocabulary(words), scheduler, name, torch.device(device))
+    return EmbeddedPrior(model, Vocabulary(words), scheduler, name, torch.device(device), dtype)

@@ -47,24 +47,34 @@ def ddim(
     noise: Tensor,
     steps: int,
     progress: Any = None,
+    start: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
-    """Deterministic DDIM (Song et al. 2021, eq. 12 with sigma 0) in the x0 form, from t = 1 down to 0 in even steps.
+    """Deterministic DDIM (Song et al. 2021, eq. 12 with sigma 0) in the x0 form, from t = strength to 0 in even steps.
 
     Args:
         predict: (x_t, t [B]) to x0.
         levels: t [B] to (a_t, s_t), broadcastable to x_t.
         noise: [B, V, c, h, w] standard normal.
         progress: called as progress(step, steps) after each step.
+        start: [B, V, c, h, w] clean latents to begin from, noised to the level `strength` (SDEdit); None: pure noise.
     """
     if steps < 1:
         raise InputError(f"the number of sampling steps must be at least 1, got {steps}")
+    if not 0 < strength <= 1:
+        raise InputError(f"strength must lie in (0, 1], got {strength}")
     x = noise
+    if start is not None:
+        if start.shape != noise.shape:
+            raise InputError(f"start must be {list(noise.shape)} in the model's space, got {list(start.shape)}")
+        a, s = levels(torch.full((len(noise),), strength, dtype=noise.dtype, device=noise.device))
+        x = a * start + s * noise
     for step in range(steps):
-        t = torch.full((len(noise),), 1 - step / steps, dtype=noise.dtype, device=noise.device)
+        t = torch.full((len(noise),), strength * (1 - step / steps), dtype=noise.dtype, device=noise.device)
         x0 = predict(x, t)
         if step + 1 < steps:
             a, s = levels(t)
-            a_next, s_next = levels(t - 1 / steps)
+            a_next, s_next = levels(t - strength / steps)
             x = a_next * x0 + s_next * (x - a * x0) / s
         else:
             x = x0
@@ -194,8 +204,10 @@ class LatentPrior(ABC):
         guidance: float = 7.5,
         generator: torch.Generator,
         progress: Any = None,
+        start: Tensor | None = None,
+        strength: float = 1.0,
     ) -> Tensor:
-        """Images [B, V, 3, H, W] in [0, 1] for B prompts by DDIM."""
+        """Images [B, V, 3, H, W] in [0, 1] for B prompts by DDIM, from noise or from `start` (see `Prior.sample`)."""
         shape = (len(prompt.prompts), self.n_views, self.parts.vae.config.latent_channels)
         noise = torch.randn(*shape, self.latent_size, self.latent_size, generator=generator, device=generator.device)
         latents = ddim(
@@ -204,6 +216,8 @@ class LatentPrior(ABC):
             noise.to(self.device),
             steps,
             progress,
+            None if start is None else self.to_latents(start.to(self.device)).to(noise.dtype),
+            strength,
         )
         return self.decode(latents)
 

@@ -155,9 +155,20 @@ class GaussianMixturePrior:
         guidance: float = 1.0,
         generator: torch.Generator,
         progress: Any = None,
+        start: Tensor | None = None,
+        strength: float = 1.0,
     ) -> Tensor:
-        """Images [B, V, C, H, W] in [0, 1] for B prompts by DDIM."""
+        """Images [B, V, C, H, W] in [0, 1] for B prompts by DDIM, from noise or from `start` (see `Prior.sample`)."""
         shape = (len(prompt.prompts), self.n_views, self.channels, self.image_size, self.image_size)
         noise = torch.randn(shape, dtype=torch.float64, generator=generator)
-        x0 = ddim(lambda x, t: self.predict_x0(x, t, prompt, cameras, guidance)[0], levels, noise, steps, progress)
+        begin = None if start is None else self.to_latents(start.double())
+        x0 = ddim(
+            lambda x, t: self.predict_x0(x, t, prompt, cameras, guidance)[0],
+            levels,
+            noise,
+            steps,
+            progress,
+            begin,
+            strength,
+        )
         return self.decode(x0)

@@ -33,8 +33,8 @@ class Prior(Protocol):
         image_size: height and width of the images it works on, pixels.
         has_alpha: True when images are RGBA (premultiplied sRGB + alpha), False for RGB over `background`.
         background: grey level [0, 1] behind the object when `has_alpha` is False.
-        baked_light: True when the images carry the half-Lambert light of `rl3d.render.shading`, which an export can divide
-            out again.
+        baked_light: True when the images carry the half-Lambert light of `rl3d.render.shading`, which an export can
+            divide out again.
         name, licence: for reports.
     """
 
@@ -86,6 +86,12 @@ class Prior(Protocol):
         guidance: float,
         generator: torch.Generator,
         progress: Any = None,
+        start: Tensor | None = None,
+        strength: float = 1.0,
     ) -> Tensor:
-        """Images [B, V, C, H, W] in [0, 1] from noise; `progress(step, steps)` is called after each step."""
+        """Images [B, V, C, H, W] in [0, 1] from noise; `progress(step, steps)` is called after each step.
+
+        With `start` (images of the same shape) from those instead, noised to the level `strength` in (0, 1] (SDEdit,
+        Meng et al. 2021, arXiv 2108.01073).
+        """
         ...

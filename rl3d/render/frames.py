@@ -16,7 +16,7 @@ class Frames:
         alpha: [V, 1, H, W] coverage in [0, 1].
         depth: [V, 1, H, W] camera-space z of the visible surface (expected depth for splats, divided by alpha); 0 where
             alpha is 0.
-        normal: [V, 3, H, W] world-space unit normals turned to the camera, 0 where alpha is 0; None where not asked for.
+        normal: [V, 3, H, W] world-space unit normals turned to the camera, 0 where alpha is 0; None if not asked for.
     """
 
     rgb: Tensor

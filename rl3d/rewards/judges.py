@@ -57,7 +57,7 @@ class JudgeConfig:
     width: int
     embedding: int = 96
     heads: int = 4
-    view_blocks: int = 1
+    view_blocks: int = 0
     joint_blocks: int = 1
     max_words: int = MAX_WORDS
 
@@ -67,7 +67,7 @@ class JudgeConfig:
 
     @classmethod
     def gold(cls, vocabulary: int) -> JudgeConfig:
-        return cls("gold", vocabulary, 48, (48, 96), 112)
+        return cls("gold", vocabulary, 56, (48, 80), 112)
 
 
 class _Residual(nn.Module):
@@ -147,7 +147,10 @@ class RewardJudge(nn.Module):
 
 
 class GoldJudge(nn.Module):
-    """Convolutional stem to patches, transformer blocks per view and over all views, attention pooling; RGB over grey.
+    """Convolutional stem to patches, a transformer block over the patches of all views, attention and maximum
+    pooling.
+
+    It sees the asset over grey, with alpha as a fourth channel (a third of the assets are grey themselves).
 
     Text: one transformer block over words with positions. A linear head on each view's own patches names its side.
     """
@@ -157,23 +160,25 @@ class GoldJudge(nn.Module):
         self.config, width = config, config.width
         first, second = config.channels
         self.stem = nn.Sequential(
-            nn.Conv2d(3, first, 7, stride=2, padding=3),
+            nn.Conv2d(4, first, 7, stride=2, padding=3),
             nn.GELU(),
             nn.Conv2d(first, second, 3, stride=2, padding=1),
             _Residual(second),
             nn.GroupNorm(8, second),
             nn.GELU(),
             nn.Conv2d(second, width, 3, stride=2, padding=1),
+            _Residual(width),
         )
         self.positions = nn.Parameter(0.02 * torch.randn((config.image_size // 8) ** 2, width))
         self.view_blocks = nn.ModuleList(_Block(width, config.heads) for _ in range(config.view_blocks))
         self.joint_blocks = nn.ModuleList(_Block(width, config.heads) for _ in range(config.joint_blocks))
         self.norm = nn.LayerNorm(width)
         self.queries = nn.Linear(width, config.heads)  # one attention map a head pools all patches of all views
-        self.image_mlp = nn.Sequential(nn.Linear(config.heads * width, width), nn.GELU())
+        self.image_mlp = nn.Sequential(nn.Linear((config.heads + 1) * width, width), nn.GELU())
         self.image_out, self.colour_out = nn.Linear(width, config.embedding), nn.Linear(width, len(COLOURS))
         self.view_out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4))
         self.words = nn.Embedding(config.vocabulary, width, padding_idx=0)
+        nn.init.normal_(self.words.weight, std=0.1)  # from 1 down to 0.1: captions align in half the steps
         self.word_positions = nn.Parameter(0.02 * torch.randn(config.max_words, width))
         self.text_block, self.text_norm = _Block(width, config.heads), nn.LayerNorm(width)
         self.text_out = nn.Linear(width, config.embedding)
@@ -181,10 +186,12 @@ class GoldJudge(nn.Module):
 
     def encode_images(self, images: Tensor) -> ImageCode:
         """[B, V, 4, H, W] premultiplied sRGB in [0, 1], any H, W; differentiable. The background becomes grey."""
-        return self.encode_rgb(images[:, :, :3] + GREY * (1 - images[:, :, 3:]))
+        return self.encode_over(images, GREY)
 
-    def encode_rgb(self, images: Tensor) -> ImageCode:
-        """[B, V, 3, H, W] sRGB in [0, 1] over a background of one colour (training varies it)."""
+    def encode_over(self, images: Tensor, background: Tensor | float) -> ImageCode:
+        """The same over a background colour [B, 1, 3, 1, 1] (training varies it)."""
+        alpha = images[:, :, 3:]
+        images = torch.cat([images[:, :, :3] + background * (1 - alpha), alpha], 2)
         x = self.stem(2 * _resized(images.flatten(0, 1), self.config.image_size) - 1)
         x = x.flatten(2).transpose(1, 2) + self.positions
         for block in self.view_blocks:
@@ -194,7 +201,8 @@ class GoldJudge(nn.Module):
         for block in self.joint_blocks:
             x = block(x)
         x = self.norm(x)
-        pooled = self.image_mlp((self.queries(x).softmax(1).transpose(1, 2) @ x).flatten(1))
+        attended = (self.queries(x).softmax(1).transpose(1, 2) @ x).flatten(1)
+        pooled = self.image_mlp(torch.cat([attended, x.amax(1)], 1))
         embedding = F.normalize(self.image_out(pooled).float(), dim=-1)
         return ImageCode(embedding, self.colour_out(pooled).float(), sides.float())
 

@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d
 
 from rl3d.cameras import Cameras
 from rl3d.colour import linear_to_srgb, srgb_to_linear
-from rl3d.data.captions import split_words
+from rl3d.data.captions import SYNONYMS, split_words
 from rl3d.data.colours import WORDS as COLOURS
 from rl3d.errors import InputError
 from rl3d.render.render import render
@@ -119,12 +119,25 @@ def _lit(mesh: Mesh, cameras: Cameras, look: Look, supersample: int = 4) -> Tens
     return torch.cat([linear_to_srgb(straight) * alpha, alpha], 1)
 
 
-def distractors_for(judge: Judge, prompt: str, count: int = DISTRACTORS) -> list[str]:
-    """The judge's first `count` fixed captions that share no word but colours with the prompt."""
-    words = set(split_words(prompt)) - set(COLOURS)
-    found = [d for d in judge.distractors if not words & set(split_words(d))][:count]
+def distractors_for(judge: Judge, prompt: str, count: int = DISTRACTORS, same_colour: bool = False) -> list[str]:
+    """The judge's first `count` fixed captions ("colour noun") that share no word with the prompt.
+
+    Colours do not count, synonyms do (rl3d.data.captions.SYNONYMS): a chest is no wrong answer to "a trunk". With
+    `same_colour` they take the prompt's colour word, or lose theirs where it names none, so that only the noun decides;
+    this is the harder test.
+    """
+
+    def meanings(text: str) -> set[str]:
+        words = set(split_words(text)) - set(COLOURS)
+        return words.union(*(SYNONYMS.get(w, ()) for w in words))
+
+    own_meanings = meanings(prompt)
+    found = [d for d in judge.distractors if not own_meanings & meanings(d)][:count]
     if len(found) < count:
         raise InputError(f"only {len(found)} fixed captions differ from {prompt!r}; pass {count} distractors yourself")
+    if same_colour:
+        own = [w for w in split_words(prompt) if w in COLOURS][:1]
+        found = [" ".join([*own, *(w for w in split_words(d) if w not in COLOURS)]) for d in found]
     return found
 
 

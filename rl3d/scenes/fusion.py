@@ -59,21 +59,22 @@ def silhouette_distance(alpha: Array, threshold: float = 0.5) -> Array:
         alpha: [V, H, W] float32 in [0, 1].
 
     Returns:
-        [V, H, W] float32. Sub-pixel where the edge is antialiased: next to the contour a pixel's own coverage is its
-        distance, further off the nearest pixel on the other side carries that offset on.
+        [V, H, W] float32. Sub-pixel where the edge is antialiased: beside the contour by linear interpolation of alpha
+        between a pixel and the nearest one on the other side, further off that offset is carried on.
     """
     out = np.empty(alpha.shape, dtype=np.float32)
-    edge = np.clip(threshold - alpha, -0.5, 0.5)
     far = float(sum(alpha.shape[1:]))
-    for v, inside in enumerate(alpha >= threshold):
+    for v, a in enumerate(alpha):
+        inside = a >= threshold
         if inside.all() or not inside.any():
             out[v] = -far if inside.all() else far
             continue
-        d_out, (iy, ix) = distance_transform_edt(~inside, return_indices=True)
-        d_in, (jy, jx) = distance_transform_edt(inside, return_indices=True)
-        outside_value = np.where(d_out <= 1.0, edge[v], d_out + edge[v][iy, ix])
-        inside_value = np.where(d_in <= 1.0, edge[v], -(d_in - edge[v][jy, jx]))
-        out[v] = np.where(inside, inside_value, outside_value)
+        d_out, to_inside = distance_transform_edt(~inside, return_indices=True)
+        d_in, to_outside = distance_transform_edt(inside, return_indices=True)
+        other = a[tuple(to_outside)]
+        rim = np.where(inside, -d_in * (a - threshold) / np.maximum(a - other, 1e-6), 0.0)  # valid beside the contour
+        outer = d_out + rim[tuple(to_inside)]
+        out[v] = np.where(inside, np.where(d_in < 1.5, rim, outer[tuple(to_outside)] - d_in), outer)
     return out
 
 
@@ -167,9 +168,10 @@ def _fuse(origin, spacing, shape, view, fx, fy, cx, cy, silhouette, depth, weigh
                     w *= 1.0 + t
                 total += w * min(t, 1.0)
                 total_weight += w
-            if carved or seen < votes:
+            if carved or 4 * seen < n_views:
                 continue
-            value = largest[votes - 1] / truncation
+            # Where fewer views look, fewer must agree.
+            value = largest[(votes * seen - 1) // n_views] / truncation
             if total_weight > 1e-3:
                 value = max(value, total / total_weight)
             values[i, j, k] = min(1.0, max(-1.0, value))
@@ -205,7 +207,8 @@ def fuse_tsdf(
         radius: half the side of the cube around the origin that is searched, metres.
         truncation: in voxels; larger is smoother and loses thin walls.
         alpha_threshold: coverage that counts as inside a silhouette.
-        carve_votes: views that must agree before a voxel is carved by silhouettes.
+        carve_votes: views of all that must agree before a voxel is carved by silhouettes; in proportion where only some
+            see it. What fewer than a quarter of the views see is empty.
         offset: metres that depth is moved towards the camera; None: half a voxel. Without any, the two sides of a sheet
             cancel and it vanishes; silhouettes keep the rest from growing. Splats need more: their depth is that of
             their centres, and they cover more than that (`rl3d.export.asset.calibrated_offset` measures how much).

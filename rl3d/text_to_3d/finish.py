@@ -83,8 +83,8 @@ def finish_asset(
 
 @torch.no_grad()
 def _views_picture(gaussians: Gaussians, mesh: Mesh, path: Path, size: int) -> None:
-    """Eight views: the splats above, the written mesh below."""
+    """Four views of the splats above, the same of the written mesh below."""
     cameras = check_cameras(size)[::2]
-    splats = render(gaussians, cameras, background=0.93).rgb
+    splats = render(gaussians, cameras.to(gaussians.device), background=0.93).rgb.cpu()
     solid = render(mesh, cameras, background=0.93, shading="half_lambert", supersample=2).rgb
-    view_sheet(torch.cat([splats, solid]), path)
+    view_sheet(torch.cat([splats, solid]), path, columns=len(cameras))

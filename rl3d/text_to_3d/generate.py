@@ -6,10 +6,11 @@ Stages, each resumable: `views i` and `lift i` for every candidate, `choose`, `d
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rl3d.cameras import Cameras
-from rl3d.errors import AssetError, InputError
+from rl3d.errors import AssetError, ConfigError, InputError, RL3DError, nearest
 from rl3d.files import atomic_path
 from rl3d.priors import load as load_prior
 from rl3d.priors.protocol import Prior, PromptEmbedding
@@ -53,8 +54,14 @@ def generator_for(seed: int, *keys: int) -> torch.Generator:
     return torch.Generator().manual_seed(mixed)
 
 
+def device_of(prior: Prior) -> torch.device:
+    """Where the prior's cameras live; the scene lives there too."""
+    return prior.cameras(0.0, 0.0).device
+
+
 def to_rgba(images: Tensor, prior: Prior) -> Tensor:
-    """The prior's images [V, C, H, W] as premultiplied RGBA; a plain background is keyed out by colour."""
+    """The prior's images [V, C, H, W] as premultiplied float32 RGBA; a plain background is keyed out by colour."""
+    images = images.float()
     if prior.has_alpha:
         return images
     alpha = ((images - prior.background).abs().amax(1, keepdim=True) * 8 - 0.3).clamp(0, 1)
@@ -70,7 +77,7 @@ def sample_views(
         images [V, 4, H, W] premultiplied RGBA, their cameras, and the agreement of every group.
     """
     o = options.sample
-    cameras = prior.cameras(0.0, math.radians(o.elevation))
+    cameras = prior.cameras(0.0, math.radians(o.elevation)).to(dtype=torch.float32)
     groups, scores = [], []
     for i in range(o.candidates):
         images = prior.sample(
@@ -98,11 +105,11 @@ def next_ring(
     o = options.sample
     azimuth = math.pi / 4 if ring % 2 else math.pi / 8 * ring
     elevation = min(max(o.elevation + (15.0 if ring % 2 else -15.0), -10.0), 45.0)
-    cameras = prior.cameras(azimuth, math.radians(elevation))
+    cameras = prior.cameras(azimuth, math.radians(elevation)).to(dtype=torch.float32)
     with torch.no_grad():
         frames = state.render(cameras)
     renders = torch.cat([frames.rgb, frames.alpha], 1)[None]
-    images = prior.sample(  # type: ignore[call-arg]  # only priors with views of their own come here
+    images = prior.sample(
         prompt,
         cameras,
         steps=max(1, round(o.steps * RING_STRENGTH)),
@@ -132,13 +139,17 @@ def lift_views(
         tensors = lift.start_from_hull(images, cameras, o, generator_for(seed, 3, ring), tolerate)
         state = SplatState.start(tensors, rates)
         last = ring == rings - 1
-        steps = o.steps - done if last else max(1, o.steps // (2 * rings))
-        lift.fit(state, images, cameras, o, steps, lambda step, loss, done=done: report(done + step, loss))
+        steps = o.steps - done if last else o.steps // (2 * rings)
+        lift.fit(state, images, cameras, o, steps, partial(_from, report, done))
         done += steps
         if not last:
             more, where = next_ring(prior, prompt, state, options, seed, ring + 1)
             images, cameras = torch.cat([images, more]), Cameras.cat([cameras, where])
     return state, Anchor(images, cameras)
+
+
+def _from(report: Callable[[int, float], None], done: int, step: int, loss: float) -> None:
+    report(done + step, loss)
 
 
 def generate(
@@ -171,13 +182,15 @@ def generate(
     config = {"prompt": prompt, "prior": prior if isinstance(prior, str | None) else prior.name, **asdict(options)}
     with Run.open(out, config, sys.argv, resume=resume) as run:
         checkpoints = out / "checkpoints"
+        if not run.stages:  # nothing of this run can be there yet; what an earlier one left must not be taken for it
+            shutil.rmtree(checkpoints, ignore_errors=True)
         with progress.stage("loading the prior", 1) as stage:
             model = load_prior(prior, device) if prior is None or isinstance(prior, str) else prior
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 embedding = model.encode_prompt(prompt, options.negative_prompt)
             stage.step()
-        notes = [str(w.message) for w in caught]
+        notes = [str(w.message) for w in caught if issubclass(w.category, UserWarning)]
         for note in notes:
             progress.note(f"warning: {note}")
 
@@ -188,6 +201,8 @@ def generate(
         gaussians = state.gaussians()
         if len(gaussians) == 0:
             raise InputError("the optimisation ended with an empty scene; try another --seed or fewer distill.steps")
+        if "warning" in run.stages.get("choose", {}):
+            notes.append(run.stages["choose"]["warning"])
         report = finish_asset(run, gaussians, prompt, options, out, progress, shaded=model.baked_light)
         report = {
             "prompt": prompt,
@@ -218,6 +233,7 @@ def _draft(
 ) -> None:
     """Candidate i's views and lifted splats, as files."""
     views_file, lift_file = checkpoints / f"views-{i}.safetensors", checkpoints / f"lift-{i}.safetensors"
+    place = device_of(prior)
     seed, has_views = candidate_seed(options, i), prior.n_views > 1
     if not run.is_done(f"views {i}"):
         with run.stage(f"views {i}") as facts, progress.stage(f"views {i}", options.sample.steps) as stage:
@@ -236,31 +252,41 @@ def _draft(
                     run.log(f"lift {i}", step, loss=loss)
 
             if has_views:
-                images, cameras = _load_views(views_file)
+                images, cameras = _load_views(views_file, place)
                 state, anchor = lift_views(prior, prompt, images, cameras, options, seed, report)
-                _save_views(views_file, anchor.images, anchor.cameras)
+                # Not into the views' own file: an interruption right here must find that as it was.
+                _save_views(checkpoints / f"anchor-{i}.safetensors", anchor.images, anchor.cameras)
             else:
-                tensors = lift.start_from_ball(options.lift, generator_for(seed, 3), "cpu")
+                tensors = lift.start_from_ball(options.lift, generator_for(seed, 3), place)
                 state = SplatState.start(tensors, lift.lift_rates(options.lift))
             state.save(lift_file)
             facts["gaussians"] = len(state.gaussians())
 
 
 def _choose(run: Run, prompt: str, options: GenerateOptions, checkpoints: Path, progress: Progress) -> int:
-    """The candidate that the reward judge likes best; the gold judge has no say."""
+    """The candidate that the reward judge likes best; the gold judge has no say.
+
+    A prompt that the judge does not know, which a hub prior may well know, leaves the first candidate and a warning.
+    """
     if options.best_of == 1:
         return 0
     if not run.is_done("choose"):
         from rl3d.rewards.score import draft_score
 
         with run.stage("choose") as facts, progress.stage("choose", options.best_of) as stage:
-            scores = []
+            scores: list[float] = []
+            facts["chosen"], facts["scores"] = 0, scores
             for i in range(options.best_of):
                 state = SplatState.load(checkpoints / f"lift-{i}.safetensors", lift.lift_rates(options.lift))
-                scores.append(round(float(draft_score(prompt, state.gaussians())), 5))
+                try:
+                    scores.append(round(draft_score(prompt, state.gaussians()), 5))
+                except RL3DError as error:
+                    facts["warning"] = f"the candidates were not judged, the first is taken: {error}"
+                    progress.note(f"warning: {facts['warning']}")
+                    break
                 stage.step(score=scores[-1])
-            facts["scores"] = scores
-            facts["chosen"] = max(range(len(scores)), key=scores.__getitem__)
+            else:
+                facts["chosen"] = max(range(len(scores)), key=scores.__getitem__)
     return int(run.stages["choose"]["chosen"])
 
 
@@ -274,17 +300,17 @@ def _distill(
     progress: Progress,
 ) -> SplatState:
     """The chosen candidate after score distillation, from its last checkpoint if there is one."""
-    o, file = options.distill, checkpoints / "distill.safetensors"
-    if file.exists():
-        state = SplatState.load(file, distill_rates(o))
+    o, file, place = options.distill, checkpoints / "distill.safetensors", device_of(prior)
+    if file.exists() or (run.is_done("distill") and o.steps > 0):
+        state = SplatState.load(file, distill_rates(o), place)
     else:
-        lifted = SplatState.load(checkpoints / f"lift-{chosen}.safetensors", distill_rates(o))
+        lifted = SplatState.load(checkpoints / f"lift-{chosen}.safetensors", distill_rates(o), place)
         state = SplatState.start(lifted.tensors, distill_rates(o))
     if run.is_done("distill") or o.steps == 0:
         return state
     anchor = None
     if prior.n_views > 1 and prior.has_alpha:
-        anchor = Anchor(*_load_views(checkpoints / f"views-{chosen}.safetensors"))
+        anchor = Anchor(*_load_views(checkpoints / f"anchor-{chosen}.safetensors", place))
     seed = candidate_seed(options, chosen)
     run.rewind("distill", state.step)
     with run.stage("distill"), progress.stage("distill", o.steps, done=state.step) as stage:
@@ -308,9 +334,9 @@ def _save_views(path: Path, images: Tensor, cameras: Cameras) -> None:
         save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary)
 
 
-def _load_views(path: Path) -> tuple[Tensor, Cameras]:
+def _load_views(path: Path, device: torch.device) -> tuple[Tensor, Cameras]:
     try:
-        tensors = load_file(path)
+        tensors = load_file(path, device=str(device))
         images = tensors["images"]
         return images, Cameras(tensors["view"], tensors["intrinsics"], images.shape[-2], images.shape[-1])
     except Exception as error:
@@ -318,7 +344,21 @@ def _load_views(path: Path) -> tuple[Tensor, Cameras]:
 
 
 def text_to_3d(
-    prompt: str, *, seed: int = 0, out: str | Path = "runs/asset", prior: str | Prior | None = None, **changes: Any
+    prompt: str,
+    *,
+    seed: int = 0,
+    out: str | Path = "runs/asset",
+    prior: str | Prior | None = None,
+    device: str = "cpu",
+    **changes: Any,
 ) -> Result:
-    """`generate` in one call: `changes` are fields of `GenerateOptions`."""
-    return generate(prompt, replace(GenerateOptions(seed=seed), **changes), out, prior=prior)
+    """`generate` in one call: `changes` are fields of `GenerateOptions`.
+
+    Raises:
+        RL3DError: as `generate`; ConfigError for a field that does not exist.
+    """
+    known = [field.name for field in fields(GenerateOptions)]
+    for name in changes.keys() - set(known):
+        close = ", ".join(nearest(name, known) or known)
+        raise ConfigError(f"text_to_3d has no option {name!r}; did you mean {close}?")
+    return generate(prompt, replace(GenerateOptions(seed=seed), **changes), out, prior=prior, device=device)

@@ -12,6 +12,15 @@ def _need(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def _need_not_negative(options: object, prefix: str, *names: str) -> None:
+    for name in names:
+        value = getattr(options, name)
+        _need(0 <= value < float("inf"), f"{prefix}.{name} must not be negative, got {value}")
+
+
+RATES = ("lr_means", "lr_scales", "lr_colours", "lr_opacities")
+
+
 @dataclass(frozen=True)
 class SampleOptions:
     """Sampling the first views from the prior."""
@@ -48,6 +57,7 @@ class LiftOptions:
         _need(self.steps >= 0, f"lift.steps must not be negative, got {self.steps}")
         _need(16 <= self.grid <= 256, f"lift.grid must lie in [16, 256], got {self.grid}")
         _need(1 <= self.gaussians <= 1_000_000, f"lift.gaussians must lie in [1, 1000000], got {self.gaussians}")
+        _need_not_negative(self, "lift", "alpha_weight", "flatness_weight", *RATES)
 
 
 @dataclass(frozen=True)
@@ -73,13 +83,14 @@ class DistillOptions:
         _need(self.batch >= 1, f"distill.batch must be at least 1, got {self.batch}")
         _need(0 <= self.rescale <= 1, f"distill.rescale must lie in [0, 1], got {self.rescale}")
         for name in ("t_max", "t_min"):
-            a, b = getattr(self, name)
-            _need(0 < a < 1 and 0 < b < 1, f"distill.{name} must hold two levels in (0, 1), got {[a, b]}")
+            pair = getattr(self, name)
+            fits = len(pair) == 2 and all(0 < level < 1 for level in pair)
+            _need(fits, f"distill.{name} must hold two levels in (0, 1), got {list(pair)}")
         _need(self.t_min[0] < self.t_max[0] and self.t_min[1] < self.t_max[1], "distill.t_min must lie below t_max")
-        low, high = self.elevation
-        _need(
-            -90 < low <= high < 90, f"distill.elevation must be an ordered pair in (-90, 90) degrees, got {[low, high]}"
-        )
+        fits = len(self.elevation) == 2 and -90 < self.elevation[0] <= self.elevation[1] < 90
+        pair = list(self.elevation)
+        _need(fits, f"distill.elevation must be an ordered pair in (-90, 90) degrees, got {pair}")
+        _need_not_negative(self, "distill", "guidance", "anchor_weight", *RATES)
         _need(self.save_every >= 1, f"distill.save_every must be at least 1, got {self.save_every}")
 
 

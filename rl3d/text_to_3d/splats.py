@@ -56,6 +56,7 @@ class SplatState:
     def render(self, cameras: Cameras) -> Frames:
         """Premultiplied sRGB, alpha and depth, differentiable to the leaves."""
         t = self.tensors
+        cameras = cameras.to(t["means"].device, t["means"].dtype)
         rgb, alpha, depth = splat(
             t["means"],
             t["log_scales"].exp(),
@@ -89,7 +90,11 @@ class SplatState:
     def relocate(self, generator: torch.Generator, threshold: float = 0.02) -> int:
         """Move splats that have faded onto visible ones, chosen by opacity (Kheradmand et al. 2024, arXiv 2404.09591).
 
-        Returns how many moved. The dead copy halves with its host: both get the opacity 1 - sqrt(1 - o).
+        A host of opacity o and its n - 1 newcomers share it: each gets 1 - (1 - o)^(1 / n), eq. 9 there, at least 0.05.
+        The newcomers' Adam moments start at zero.
+
+        Returns:
+            How many moved.
         """
         opacity = self.tensors["opacity_logits"].sigmoid()
         dead = torch.nonzero(opacity < threshold)[:, 0]
@@ -98,7 +103,8 @@ class SplatState:
         alive = opacity.clone()
         alive[dead] = 0
         host = torch.multinomial(alive.cpu(), len(dead), replacement=True, generator=generator).to(dead.device)
-        shared = (1 - (1 - opacity[host].clamp(max=0.995)).sqrt()).clamp_min(0.05)
+        copies = 1 + torch.bincount(host, minlength=len(opacity))[host]
+        shared = (1 - (1 - opacity[host].clamp(max=0.995)) ** (1 / copies)).clamp_min(0.05)
         for name, tensor in self.tensors.items():
             tensor[dead] = tensor[host]
             for moment in ("exp_avg", "exp_avg_sq"):
@@ -141,13 +147,14 @@ class SplatState:
             with safe_open(path, "pt") as handle:
                 facts = json.loads(handle.metadata()["facts"])
             state = cls.start({k: tensors[k] for k in NAMES}, rates)
-        except Exception as error:
+            for name, leaf in state.tensors.items():
+                entry = {k.split(".", 2)[2]: v for k, v in tensors.items() if k.startswith(f"adam.{name}.")}
+                if entry:
+                    state.optimizer.state[leaf] = {**entry, "step": entry["step"].cpu()}
+            state.step = int(facts["step"])
+        except Exception as error:  # safetensors, json and the lookups each raise their own kinds
+            reason = " ".join(str(error).split())[:160]
             raise AssetError(
-                f"cannot read the checkpoint {path}: {error}; delete it to start this stage anew"
+                f"cannot read the checkpoint {path}: {reason or type(error).__name__}; begin anew with --overwrite"
             ) from error
-        for name, leaf in state.tensors.items():
-            entry = {k.split(".", 2)[2]: v for k, v in tensors.items() if k.startswith(f"adam.{name}.")}
-            if entry:
-                state.optimizer.state[leaf] = {**entry, "step": entry["step"].cpu()}
-        state.step = int(facts["step"])
         return state

@@ -14,10 +14,11 @@ from rl3d.cli import doctor
 
 @pytest.fixture
 def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An assets folder with one small model in place of the real one."""
-    (tmp_path / "prior").mkdir()
-    (tmp_path / "prior" / "weights.safetensors").write_bytes(b"0123456789")
-    assets.record_model("prior", description="four views", licence="CC0-1.0", root=tmp_path)
+    """An assets folder with small files in place of the real models."""
+    for name in doctor.MODELS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights.safetensors").write_bytes(b"0123456789")
+        assets.record_model(name, description="four views", licence="CC0-1.0", root=tmp_path)
     monkeypatch.setattr(assets, "packaged_folder", lambda kind: tmp_path)
     return tmp_path
 
@@ -44,6 +45,14 @@ def test_a_truncated_model_is_broken(rl3d: Callable, models: Path) -> None:
     done = rl3d("doctor")
     assert done.code == 1
     assert "BROKEN: the embedded model 'prior': weights.safetensors is truncated (4 bytes, expected 10)" in done.out
+
+
+def test_a_missing_model_is_broken(rl3d: Callable, models: Path) -> None:
+    manifest = json.loads((models / assets.MANIFEST).read_text())
+    del manifest["models"]["prior"]
+    (models / assets.MANIFEST).write_text(json.dumps(manifest))
+    done = rl3d("doctor")
+    assert done.code == 1 and "BROKEN: the embedded model 'prior' is not in this installation" in done.out
 
 
 def test_a_missing_package_is_broken(rl3d: Callable, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,6 +89,10 @@ def test_distractors_share_no_noun_with_the_prompt(tiny_judge: Callable) -> None
     found = distractors_for(judge, "a red thing3")
     assert len(found) == 19 and not any("thing3" in d.split() for d in found)
     assert found == distractors_for(judge, "thing3 in blue")
+    trunks = replace(judge, distractors=("red chest", "red car"))
+    assert distractors_for(trunks, "a trunk", 1) == ["red car"]
+    assert distractors_for(judge, "red thing3", same_colour=True)[:2] == ["red thing0", "red thing1"]
+    assert distractors_for(judge, "thing3", same_colour=True)[:2] == ["thing0", "thing1"]
     with pytest.raises(InputError, match="fixed captions"):
         distractors_for(judge, "thing3", 40)
 

@@ -1,0 +1,156 @@
+"""The optimised scene and its checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rl3d.cameras import Cameras
+from rl3d.errors import AssetError
+from rl3d.render import render
+from rl3d.text_to_3d.lift import start_from_ball
+from rl3d.text_to_3d.options import LiftOptions
+from rl3d.text_to_3d.splats import NAMES, Rates, SplatState
+
+RATES = Rates(2e-3, 1e-2, 2e-2, 5e-2)
+CAMERAS = Cameras.orbit(torch.tensor([0.0, 1.5]), 0.3, 2.7, 0.47, 16)
+
+
+def fresh(count: int = 60) -> SplatState:
+    ball = start_from_ball(LiftOptions(gaussians=count), torch.Generator().manual_seed(0), "cpu")
+    return SplatState.start(ball, RATES)
+
+
+def descend(state: SplatState, steps: int) -> SplatState:
+    for _ in range(steps):
+        frames = state.render(CAMERAS)
+        target = 0.8 if state.step % 2 else 0.1
+        state.descend(((frames.rgb - target) ** 2).mean() + frames.alpha.mean(), rate=1.0 - 0.05 * state.step)
+        if state.step == 3:
+            state.relocate(torch.Generator().manual_seed(state.step))
+    return state
+
+
+def same(a: SplatState, b: SplatState) -> bool:
+    return all(torch.equal(a.tensors[k], b.tensors[k]) for k in NAMES)
+
+
+def test_going_on_from_a_file_is_going_on(tmp_path: Path) -> None:
+    whole = descend(fresh(), 6)
+    first = descend(fresh(), 4)
+    first.save(tmp_path / "a.safetensors", candidate=1)
+    second = SplatState.load(tmp_path / "a.safetensors", RATES)
+    assert second.step == 4 and same(first, second)
+    descend(second, 2)
+    assert second.step == 6 and same(second, whole)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_state_that_never_moved_can_be_saved(tmp_path: Path) -> None:
+    fresh().save(tmp_path / "a.safetensors")
+    again = SplatState.load(tmp_path / "a.safetensors", RATES)
+    assert again.step == 0 and same(again, fresh()) and same(descend(again, 2), descend(fresh(), 2))
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "foreign", "adam"])
+def test_a_broken_checkpoint_is_one_line(tmp_path: Path, damage: str) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = tmp_path / "a.safetensors"
+    if damage != "missing":
+        descend(fresh(), 1).save(path)
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "foreign":
+        save_file({"x": torch.zeros(2)}, path)
+    elif damage == "adam":
+        kept = {k: v for k, v in load_file(path).items() if k != "adam.means.step"}
+        save_file(kept, path, {"facts": '{"step": 1}'})
+    with pytest.raises(AssetError, match="cannot read the checkpoint") as error:
+        SplatState.load(path, RATES)
+    assert "\n" not in str(error.value)
+
+
+def test_descending_keeps_splats_sane() -> None:
+    state = fresh()
+    with torch.no_grad():
+        state.tensors["log_scales"][0] = 5.0
+        state.tensors["opacity_logits"][1] = 50.0
+    rates = [group["lr"] for group in state.optimizer.param_groups]
+    state.descend(state.render(CAMERAS).rgb.mean(), rate=0.1)
+    after = {k: v.detach() for k, v in state.tensors.items()}
+    assert float(after["log_scales"].max()) <= -2.1 and float(after["opacity_logits"].max()) <= 6
+    assert float(after["colours"].min()) >= 0 and float(after["colours"].max()) <= 1
+    assert [group["lr"] for group in state.optimizer.param_groups] == rates  # the scale was for this step only
+
+
+def test_the_rate_scales_the_step() -> None:
+    moved = []
+    for rate in (1.0, 0.25):
+        state = fresh()
+        before = state.tensors["means"].detach().clone()
+        state.descend(state.render(CAMERAS).rgb.mean(), rate=rate)
+        moved.append((state.tensors["means"].detach() - before).abs().max())
+    assert float(moved[0]) == pytest.approx(RATES.means, rel=0.02)  # Adam's first step is the rate itself
+    assert float(moved[1]) == pytest.approx(0.25 * RATES.means, rel=0.02)
+
+
+def test_relocating_moves_the_faded_onto_the_visible() -> None:
+    state = descend(fresh(), 1)
+    with torch.no_grad():
+        state.tensors["opacity_logits"][:20] = -6.0
+        state.tensors["opacity_logits"][20:] = -8.0
+        state.tensors["opacity_logits"][50] = 2.0  # the only one that is visible: host of all others
+    place = state.tensors["means"][50].detach().clone()
+    scale = float(state.tensors["log_scales"][50].detach().exp().max())
+    moved = state.relocate(torch.Generator().manual_seed(0))
+    assert moved == 59 and len(state.tensors["means"]) == 60
+    assert all(bool(torch.isfinite(t).all()) for t in state.tensors.values())
+    assert float((state.tensors["means"] - place).abs().max()) < 6 * scale
+    # 60 copies that let through (1 - o) together would have 1 - (1 - o)^(1/60) = 0.035 each; 0.05 is the least.
+    assert torch.allclose(state.tensors["opacity_logits"].sigmoid(), torch.tensor(0.05), atol=1e-5)
+    moments = state.optimizer.state[state.tensors["means"]]
+    rest = torch.arange(60) != 50
+    assert float(moments["exp_avg"][rest].abs().max()) == 0 and float(moments["exp_avg"][50].abs().max()) > 0
+    descend(state, 1)  # and the optimizer still fits
+
+
+def test_a_relocated_pair_lets_as_much_light_through_as_its_host() -> None:
+    state = fresh(2)
+    with torch.no_grad():
+        state.tensors["opacity_logits"][0], state.tensors["opacity_logits"][1] = -8.0, 1.0
+    light = 1 - float(state.tensors["opacity_logits"][1].sigmoid())
+    assert state.relocate(torch.Generator().manual_seed(0)) == 1
+    assert float((1 - state.tensors["opacity_logits"].sigmoid()).prod()) == pytest.approx(light, rel=1e-5)
+
+
+@pytest.mark.parametrize("logit", [3.0, -8.0])
+def test_nothing_is_relocated_when_all_or_none_are_faded(logit: float) -> None:
+    state = fresh()
+    with torch.no_grad():
+        state.tensors["opacity_logits"].fill_(logit)
+    before = {k: v.detach().clone() for k, v in state.tensors.items()}
+    assert state.relocate(torch.Generator()) == 0
+    assert all(torch.equal(before[k], state.tensors[k]) for k in NAMES)
+
+
+def test_the_scene_is_what_the_state_renders() -> None:
+    state = descend(fresh(), 2)
+    with torch.no_grad():
+        state.tensors["opacity_logits"][:5] = -6.0
+        ours = state.render(CAMERAS)
+        scene = state.gaussians()
+        assert len(scene) == 55 and not scene.means.requires_grad
+        theirs = render(scene, CAMERAS)
+    # Five splats of opacity 0.0025 are left out.
+    assert torch.allclose(ours.rgb, theirs.rgb, atol=0.01) and torch.allclose(ours.alpha, theirs.alpha, atol=0.01)
+
+
+def test_the_scene_lives_in_its_own_precision() -> None:
+    """Cameras of another precision are brought to the scene's, not the other way round."""
+    state = fresh()
+    wide = SplatState.start({k: v.detach().double() for k, v in state.tensors.items()}, RATES)
+    assert state.render(CAMERAS.to(dtype=torch.float64)).rgb.dtype == torch.float32
+    assert wide.render(CAMERAS).rgb.dtype == torch.float64

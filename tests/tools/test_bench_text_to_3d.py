@@ -1,0 +1,240 @@
+"""The benchmark's arithmetic by hand, and its loop on stand-ins for the generator and the gold judge."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from rl3d.errors import ConfigError, InputError
+from rl3d.rewards.judges import Judge, JudgeConfig, build_model
+from rl3d.scenes import Mesh
+
+TOOLS = Path(__file__).parents[2] / "tools"
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    return importlib.import_module("bench_tables")
+
+
+@pytest.fixture
+def bench(tables: ModuleType) -> ModuleType:
+    return importlib.import_module("bench_text_to_3d")
+
+
+def record(method: str, prompt: str, seed: int, group: str = "known", **values: Any) -> dict[str, Any]:
+    base = {"top1": True, "top1_same_colour": True, "similarity": 0.5, "colour": True, "janus": None}
+    cost = {"iou": 0.9, "psnr": 25.0, "seconds": 10.0, "peak_memory_mib": 900}
+    return {"method": method, "prompt": prompt, "seed": seed, "group": group, "failed": None, **base, **cost, **values}
+
+
+# ---- arithmetic ------------------------------------------------------------------------------------------------------
+
+
+def test_bootstrap_draws_whole_prompts(tables: ModuleType) -> None:
+    # Three prompts of two seeds, three draws: all six values are 0 with 1/27 = 3.7 %, over the 2.5 % of the lower end.
+    clusters = [[1.0, 1.0], [0.0, 0.0], [1.0, 0.0]]
+    mean, low, high = tables.cluster_bootstrap(clusters)
+    assert (mean, low, high) == (0.5, 0.0, 1.0)
+    # Four prompts, one of them a miss: hits are binomial(4, 3/4), P(0) = 0.4 %, P(0 or 1) = 5.1 %, P(4) = 32 %.
+    assert tables.cluster_bootstrap([[1.0] * 3, [1.0] * 3, [1.0] * 3, [0.0] * 3]) == (0.75, 0.25, 1.0)
+    # Seeds drawn one by one would look surer: as six prompts, all are 0 with 1/64 only.
+    _, low_six, high_six = tables.cluster_bootstrap([[v] for c in clusters for v in c])
+    assert high_six - low_six < high - low
+
+
+def test_bootstrap_weighs_prompts_by_their_runs(tables: ModuleType) -> None:
+    assert tables.cluster_bootstrap([[1.0, 1.0, 1.0], [0.0], []])[0] == 0.75
+    assert tables.cluster_bootstrap([[1.0], [1.0]]) == (1.0, 1.0, 1.0)
+    assert tables.cluster_bootstrap([[], []]) is None
+
+
+def test_failures_count_and_do_not_flatter(tables: ModuleType) -> None:
+    records = [
+        record("draft", "a red chest", 0),
+        record("draft", "a red chest", 1, top1=False, janus=True),
+        {"method": "draft", "prompt": "a wooden door", "seed": 0, "group": "known", "failed": "empty", "colour": None},
+        record("draft", "a blue bed", 0, group="unseen"),
+    ]
+    row = tables.aggregate(records, ["draft"])[0]
+    assert (row["runs"], row["prompts"], row["failures"]) == (3, 2, 1)
+    assert row["top1"]["mean"] == pytest.approx(1 / 3) and row["top1"]["count"] == 3
+    assert row["iou"]["mean"] == pytest.approx(0.6)  # the failure has no mesh: 0
+    assert row["psnr"]["mean"] == 25 and row["psnr"]["count"] == 2  # a failure has no decibels
+    assert row["colour"]["count"] == 2  # "a wooden door" names no colour, so its failure is none of colour
+    assert (row["janus"]["mean"], row["janus"]["count"]) == (1.0, 1)
+    assert tables.cell(row["janus"], tables.QUALITY[-1]) == "1.00 of 1"  # one prompt has no interval
+
+
+def test_every_beginning_is_balanced(tables: ModuleType) -> None:
+    known, unseen = [f"k{i}" for i in range(40)], [f"u{i}" for i in range(20)]
+    order = tables.interleaved(known, unseen)
+    assert [p for g, p in order if g == "known"] == known and [p for g, p in order if g == "unseen"] == unseen
+    for n in range(1, 61):
+        assert abs(sum(g == "unseen" for g, _ in order[:n]) - n / 3) <= 1
+    jobs = tables.plan(order, 3, ["views", "draft"], 6)
+    assert len(jobs) == 36 and jobs[:2] == [("views", "known", "k0", 0), ("draft", "known", "k0", 0)]
+    for n in range(1, 37):
+        counts = [sum(j[0] == m for j in jobs[:n]) for m in ("views", "draft")]
+        assert counts[0] - counts[1] in (0, 1)
+
+
+def test_distractors_are_fixed_and_have_other_nouns(tables: ModuleType, bench: ModuleType) -> None:
+    for prompts in bench.PROMPTS.values():
+        for prompt in prompts:
+            others = tables.distractors(prompt, prompts)
+            assert len(set(others)) == 19 and others == tables.distractors(prompt, prompts)
+            assert tables.noun_of(prompt) not in {tables.noun_of(o) for o in others}
+            assert prompt not in tables.in_the_same_colour(prompt, others)
+    assert tables.in_the_same_colour("an orange sword", ["a green tree"]) == ["an orange tree"]
+
+
+def test_known_prompts_are_no_unseen_pairs(bench: ModuleType) -> None:
+    assert len(bench.PROMPTS["known"]) == 40 and len(bench.PROMPTS["unseen"]) == 20
+    assert len({p.split()[-1] for p in bench.PROMPTS["known"]}) == 40
+    assert not set(bench.PROMPTS["known"]) & set(bench.PROMPTS["unseen"])
+
+
+def test_table_says_how_much_it_rests_on(tables: ModuleType) -> None:
+    records = [record("draft", p, 0, janus=False, top1=p == "a") for p in ("a", "b")]
+    text = tables.table(tables.aggregate(records, ["draft", "default"])[:2], tables.QUALITY, 120)
+    lines = text.splitlines()
+    assert lines[0].startswith("| method | runs | failed | retrieval of 20 |")
+    assert lines[2].startswith("| draft | 2 of 120 | 0 | 0.50 [0.00, 1.00] | 1.00 [1.00, 1.00] |")
+    assert lines[2].endswith("| 0.00 of 2 [0.00, 0.00] |")
+    assert lines[3] == "| default | 0 of 120 | 0 | – | – | – | – | – |"
+    missed = tables.aims(tables.aggregate([record("default", "a", 0, top1=False)], ["default"]))
+    assert missed[0] == "- retrieval of 20, known prompts: aim 0.6, 0.00, missed"
+    assert missed[1].endswith("not measured") and missed[2].endswith("0.90, met")
+
+
+# ---- the loop --------------------------------------------------------------------------------------------------------
+
+
+def gold_of(bench: ModuleType) -> Judge:
+    words = sorted({w for prompts in bench.PROMPTS.values() for p in prompts for w in p.split()})
+    torch.manual_seed(0)
+    judge_config = JudgeConfig("gold", len(words) + 2, 16, (8, 8), 16, embedding=8, heads=2)
+    model = build_model(judge_config).eval().requires_grad_(False)
+    return Judge("gold", model, {w: i + 2 for i, w in enumerate(words)}, (), ("car", "chest"))
+
+
+def box() -> Mesh:
+    corners = torch.tensor([[x, y, z] for x in (-0.3, 0.3) for y in (-0.3, 0.3) for z in (-0.3, 0.3)])
+    quads = [(0, 1, 3, 2), (4, 6, 7, 5), (0, 4, 5, 1), (2, 3, 7, 6), (0, 2, 6, 4), (1, 5, 7, 3)]
+    faces = torch.tensor([f for a, b, c, d in quads for f in ((a, b, c), (a, c, d))])
+    return Mesh(corners, faces, face_colours=torch.tensor([0.8, 0.2, 0.2]).expand(12, 3))
+
+
+@pytest.fixture
+def stage(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """The tool with a generator that writes a red box, fails on trees, and counts its calls."""
+    made: list[str] = []
+
+    def generate(prompt: str, options: Any, folder: Path, *, prior: Any, resume: bool) -> None:
+        assert resume
+        made.append(prompt)
+        if "tree" in prompt:
+            raise InputError("nothing was left of the scene")
+        box().save(folder / "asset.glb")
+        report = {
+            "stages": {
+                "lift 0": {"seconds": 2.0, "peak_memory_mib": 700},
+                "mesh": {"seconds": 1.5, "peak_memory_mib": 9},
+            },
+            "export": {"check": {"psnr": 30.0, "iou": 0.95}},
+        }
+        (folder / "report.json").write_text(json.dumps(report))
+        (folder / "state.json").write_text('{"finished": true, "stages": {}}')
+
+    def sample_views(prior: Any, prompt: Any, options: Any, seed: int, report: Any) -> tuple[torch.Tensor, None, list]:
+        made.append("views")
+        return torch.rand(4, 4, 64, 64, generator=torch.Generator().manual_seed(seed)), None, []
+
+    judge = gold_of(bench)
+    prior = SimpleNamespace(name="stand-in", encode_prompt=lambda prompt, negative: None)
+    monkeypatch.setattr(bench, "generate", generate)
+    monkeypatch.setattr(bench, "sample_views", sample_views)
+    monkeypatch.setattr(bench, "load_prior", lambda spec, device: prior)
+    monkeypatch.setattr(bench, "load_judge", lambda which, device: judge)
+    return SimpleNamespace(tool=bench, made=made)
+
+
+def test_a_run_goes_on_and_reports(stage: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "docs" / "benchmarks" / "text_to_3d.md"
+    common = ["--out", str(tmp_path / "bench"), "--seeds", "1", "--page", str(page), "--methods", "views", "draft"]
+    monkeypatch.setattr(sys, "argv", ["bench_text_to_3d.py", *common])
+    assert stage.tool.main([*common, "--prompts", "3"]) == 0
+    assert stage.made == ["views", "a green tree", "views", "a purple barrel", "views", "a red chest"]
+    results = json.loads((tmp_path / "bench" / "results.json").read_text())
+    assert json.loads(page.with_suffix(".json").read_text()) == results
+    rows = {(r["method"], r["group"]): r for r in results["rows"]}
+    draft = rows["draft", "known"]
+    assert (draft["runs"], draft["failures"], draft["seconds"]["mean"]) == (2, 1, 3.5)
+    assert draft["iou"]["mean"] == pytest.approx(0.475) and draft["peak_memory_mib"]["mean"] == 700
+    assert draft["janus"]["count"] == 1 and rows["views", "known"]["iou"] is None
+    text = page.read_text()
+    assert "nothing was left of the scene" in text and "A part of the benchmark" in text
+    assert str(tmp_path) not in text and "--out bench" in text
+    assert (tmp_path / "docs" / "images" / "bench_text_to_3d.png").exists()
+    assert "(../images/bench_text_to_3d.png)" in text
+
+    stage.made.clear()
+    assert stage.tool.main([*common, "--prompts", "4"]) == 0
+    assert stage.made == ["views", "a wooden barrel"]  # finished and failed runs are not made again
+    stage.made.clear()
+    assert stage.tool.main([*common, "--prompts", "4", "--report-only"]) == 0
+    assert stage.tool.main([*common, "--prompts", "5", "--limit-minutes", "0"]) == 0
+    assert stage.made == []
+    before = (tmp_path / "bench" / "draft" / "a-red-chest-seed0" / "bench.json").read_text()
+    monkeypatch.setattr(stage.tool.Bench, "gold_digest", lambda bench: "another judge")
+    assert stage.tool.main([*common, "--prompts", "4", "--report-only"]) == 0  # measures again, makes nothing
+    assert stage.made == []
+    assert (tmp_path / "bench" / "draft" / "a-red-chest-seed0" / "bench.json").read_text() != before
+    assert len(json.loads((tmp_path / "bench" / "results.json").read_text())["records"]) == 8
+    assert stage.tool.main([*common, "--prompts", "4", "--retry-failed"]) == 0
+    assert stage.made == ["a green tree"]
+
+
+def test_ctrl_c_reports_what_there_is(stage: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = stage.tool.generate
+
+    def interrupted(prompt: str, *args: Any, **kwargs: Any) -> None:
+        if "barrel" in prompt:
+            raise KeyboardInterrupt
+        whole(prompt, *args, **kwargs)
+
+    monkeypatch.setattr(stage.tool, "generate", interrupted)
+    arguments = ["--out", str(tmp_path / "bench"), "--page", str(tmp_path / "page.md"), "--methods", "draft"]
+    assert stage.tool.main(arguments) == 130
+    assert len(json.loads((tmp_path / "bench" / "results.json").read_text())["records"]) == 1
+
+
+def test_runs_of_other_models_are_not_mixed_in(
+    stage: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["--out", str(tmp_path / "bench"), "--page", str(tmp_path / "page.md"), "--methods", "draft"]
+    arguments += ["--prompts", "2", "--seeds", "1"]
+    stage.tool.main(arguments)
+    monkeypatch.setattr(stage.tool, "load_prior", lambda spec, device: SimpleNamespace(name="another"))
+    with pytest.raises(ConfigError, match="other options or models"):
+        stage.tool.main(arguments)
+
+
+def test_method_rows(bench: ModuleType, tmp_path: Path) -> None:
+    preset = tmp_path / "mine.yaml"
+    preset.write_text("distill: {steps: 7}\n")
+    rows = bench.method_options(["draft", "default", "best-of-4", f"mine={preset}"])
+    assert rows["draft"].distill.steps == 0 and rows["mine"].distill.steps == 7
+    assert rows["best-of-4"].best_of == 4 and rows["default"].best_of == 1
+    for wrong in ("fast", "draft=" + str(preset), "a b=x"):
+        with pytest.raises(InputError):
+            bench.method_options([wrong])

@@ -1,0 +1,258 @@
+"""The benchmark's arithmetic and its page: order of runs, aggregation, bootstrap, tables. No torch, no files.
+
+A record is one run as plain values: method, prompt, group ("known" or "unseen"), seed, failed (a sentence, or None),
+and one value a measure (None where it does not apply).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+GROUPS = ("known", "unseen")
+DISTRACTORS = 19
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A column: its key in a record, title, digits, and what a failed run counts as (None: it is left out)."""
+
+    key: str
+    title: str
+    digits: int = 2
+    if_failed: float | None = None
+
+
+QUALITY = (
+    Measure("top1", "retrieval of 20", 2, 0.0),
+    Measure("top1_same_colour", "same, one colour", 2, 0.0),
+    Measure("similarity", "similarity", 3),
+    Measure("colour", "colour right", 2, 0.0),
+    Measure("janus", "Janus rate", 2),
+)
+COST = (
+    Measure("iou", "export IoU", 3, 0.0),
+    Measure("psnr", "export PSNR, dB", 1),
+    Measure("seconds", "seconds", 0),
+    Measure("peak_memory_mib", "peak MiB", 0),
+)
+AIMS = (("known", "top1", 0.6), ("unseen", "top1", 0.4), ("known", "iou", 0.9))
+
+
+def interleaved(known: Sequence[str], unseen: Sequence[str]) -> list[tuple[str, str]]:
+    """(group, prompt) of both lists, each spread evenly: every beginning of the list holds both in proportion."""
+    places = [((i + 0.5) / len(known), "known", p) for i, p in enumerate(known)]
+    places += [((i + 0.5) / len(unseen), "unseen", p) for i, p in enumerate(unseen)]
+    return [(group, prompt) for _, group, prompt in sorted(places, key=lambda place: place[:2])]
+
+
+def plan(
+    prompts: Sequence[tuple[str, str]], seeds: int, methods: Sequence[str], count: int | None = None
+) -> list[tuple[str, str, str, int]]:
+    """(method, group, prompt, seed) in the order of running: all methods of a prompt, all prompts of a seed, all seeds.
+
+    A run that stops early thus compares the methods on the same prompts, up to the last one.
+    """
+    return [(m, group, prompt, seed) for seed in range(seeds) for group, prompt in prompts[:count] for m in methods]
+
+
+def noun_of(prompt: str) -> str:
+    """Benchmark prompts end with their noun."""
+    return prompt.split()[-1]
+
+
+def distractors(prompt: str, prompts: Sequence[str], count: int = DISTRACTORS) -> list[str]:
+    """`count` other prompts of the same list with other nouns; the prompt alone decides which."""
+    others = sorted(p for p in prompts if noun_of(p) != noun_of(prompt))
+    return random.Random(prompt).sample(others, count)
+
+
+def in_the_same_colour(prompt: str, others: Sequence[str]) -> list[str]:
+    """The prompt's own adjective with the others' nouns: then only the shape decides."""
+    adjective = prompt.split()[-2]
+    return [f"{article(adjective)} {adjective} {noun_of(other)}" for other in others]
+
+
+def article(word: str) -> str:
+    return "an" if word[0] in "aeiou" else "a"
+
+
+def cluster_bootstrap(
+    clusters: Sequence[Sequence[float]], resamples: int = RESAMPLES, seed: int = 0
+) -> tuple[float, float, float] | None:
+    """Mean of all values and its 95 % percentile interval when whole clusters are drawn again with replacement.
+
+    A prompt's seeds are one cluster: they fail together. None without values; with one cluster the interval is the mean
+    and says nothing.
+    """
+    filled = [c for c in clusters if len(c)]
+    if not filled:
+        return None
+    sums, counts = np.array([sum(c) for c in filled], dtype=float), np.array([len(c) for c in filled])
+    drawn = np.random.default_rng(seed).integers(len(filled), size=(resamples, len(filled)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(sums.sum() / counts.sum()), float(low), float(high)
+
+
+def value_of(record: Mapping[str, Any], measure: Measure) -> float | None:
+    """A record's value of a measure as a number; None where it does not count."""
+    if record["failed"] is not None:
+        # A measure that does not apply to a prompt (the colour of "a wooden barrel") does not apply to its failure.
+        return None if record.get(measure.key, 0) is None else measure.if_failed
+    value = record.get(measure.key)
+    return None if value is None else float(value)
+
+
+def aggregate(records: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """One row a method and group: runs, prompts, failures, and per measure mean, low, high and count (or None)."""
+    rows = []
+    for group in GROUPS:
+        for method in methods:
+            mine = [r for r in records if r["method"] == method and r["group"] == group]
+            prompts = sorted({r["prompt"] for r in mine})
+            row: dict[str, Any] = {
+                "method": method,
+                "group": group,
+                "runs": len(mine),
+                "prompts": len(prompts),
+                "failures": sum(r["failed"] is not None for r in mine),
+            }
+            for measure in (*QUALITY, *COST):
+                clusters = [
+                    [v for r in mine if r["prompt"] == p and (v := value_of(r, measure)) is not None] for p in prompts
+                ]
+                found = cluster_bootstrap(clusters)
+                count = sum(len(c) for c in clusters)
+                spread = sum(len(c) > 0 for c in clusters)
+                row[measure.key] = found and {
+                    **dict(zip(("mean", "low", "high"), found)),
+                    "count": count,
+                    "prompts": spread,
+                }
+            rows.append(row)
+    return rows
+
+
+def cell(value: Mapping[str, float] | None, measure: Measure) -> str:
+    """ "0.61 [0.50, 0.72]", or "–" where there is nothing to say; the Janus rate with the number it rests on."""
+    if value is None:
+        return "–"
+    d = measure.digits
+    rests = f" of {value['count']}" if measure.key == "janus" else ""
+    mean = f"{value['mean']:.{d}f}{rests}"
+    return mean if value["prompts"] < 2 else f"{mean} [{value['low']:.{d}f}, {value['high']:.{d}f}]"
+
+
+def table(rows: Sequence[Mapping[str, Any]], measures: Sequence[Measure], planned: int) -> str:
+    """Markdown; `planned` runs a row would be complete."""
+    lines = ["| method | runs | failed | " + " | ".join(m.title for m in measures) + " |"]
+    lines.append("|---" * (3 + len(measures)) + "|")
+    for row in rows:
+        cells = [row["method"], f"{row['runs']} of {planned}", str(row["failures"])]
+        lines.append("| " + " | ".join(cells + [cell(row[m.key], m) for m in measures]) + " |")
+    return "\n".join(lines)
+
+
+def aims(rows: Sequence[Mapping[str, Any]], method: str = "default") -> list[str]:
+    """What was aimed at and what came, a Markdown list item each."""
+    titles = {m.key: m.title for m in (*QUALITY, *COST)}
+    lines = []
+    for group, key, least in AIMS:
+        found = next((r[key] for r in rows if r["method"] == method and r["group"] == group), None)
+        came = "not measured"
+        if found is not None:
+            came = f"{found['mean']:.2f}, {'met' if found['mean'] >= least else 'missed'}"
+        lines.append(f"- {titles[key]}, {group} prompts: aim {least:g}, {came}")
+    return lines
+
+
+TITLES = {
+    "known": "Known prompts: {count} from the words and pairs of the training data",
+    "unseen": "Unseen pairs: {count} of known words that no training caption or recolouring shows together",
+}
+
+
+def page(results: Mapping[str, Any], picture: str | None) -> str:
+    """The benchmark's page from the content of results.json; `picture` is a link relative to the page."""
+    rows, made = results["rows"], results["made"]
+    parts = [
+        "# Text to 3D: what comes out, measured",
+        "Written by `tools/bench_text_to_3d.py`; do not edit. Numbers are means with 95 % intervals of a bootstrap over"
+        " prompts (all seeds of a prompt together).",
+        "\n".join(["Aims of the `default` row:", "", *aims(rows)]),
+        "The judge that measures here makes mistakes of its own: what it reaches on renders of real, unseen assets"
+        f" {_real(results.get('gold_on_renders'))}.",
+    ]
+    planned, full = results["planned"], results["full"]
+    asked = {g: planned[g]["prompts"] for g in GROUPS}
+    if asked != {g: full[g] for g in GROUPS} or planned["seeds"] < full["seeds"]:
+        parts.append(
+            f"**A part of the benchmark**: {asked['known']} of {full['known']} known prompts, {asked['unseen']} of"
+            f" {full['unseen']} unseen pairs, {planned['seeds']} of {full['seeds']} seeds."
+        )
+    if picture:
+        parts.append(f"![One row a method, one column a prompt, the same camera]({picture})")
+        parts.append(
+            "Rows: " + ", ".join(results["picture"]["methods"]) + ". Seed 0, the first prompts of the fixed order."
+        )
+    for group in GROUPS:
+        whole = asked[group] * planned["seeds"]
+        mine = [r for r in rows if r["group"] == group]
+        title = TITLES[group].format(count=asked[group])
+        parts += [f"## {title}", table(mine, QUALITY, whole), table(mine, COST, whole)]
+    parts += ["## How to read it", NOTES.format(distractors=DISTRACTORS)]
+    failed = [r for r in results["records"] if r["failed"] is not None]
+    if failed:
+        parts += [
+            "## Failures",
+            "\n".join(f"- {r['method']}, “{r['prompt']}”, seed {r['seed']}: {r['failed']}" for r in failed[:50]),
+        ]
+    machine = made["environment"]
+    packages = ", ".join(f"{k} {v}" for k, v in machine["packages"].items())
+    sums = "\n".join(f"| {n} | {f} | `{s[:16]}…` |" for n, files in made["models"].items() for f, s in files.items())
+    parts += [
+        "## What produced it",
+        f"    {made['command']}",
+        f"- revision: {made['revision'] or 'unknown'}\n- prior: {made['prior']}\n- machine: {machine['cpu']},"
+        f" {machine['cpus']} CPUs, {machine.get('torch_threads', '?')} torch threads, {machine['platform']}\n"
+        f"- Python {machine['python']}, {packages}",
+        "| embedded model | file | SHA-256 |\n|---|---|---|\n" + sums,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _real(evaluation: Mapping[str, Any] | None) -> str:
+    if not evaluation:
+        return "is in its model card, `assets/judge_gold/README.md`"
+    said = {
+        "caption_of_20": "retrieval of 20",
+        "noun_of_20_same_colour": "same, one colour",
+        "colour_head_of_13": "colour right",
+    }
+    numbers = [f"{said[k]} {evaluation[k][0]:.2f}" for k in said if evaluation.get(k)]
+    return f"is {', '.join(numbers)} (from its model card, `assets/judge_gold/README.md`, with its own 19 distractors)"
+
+
+NOTES = """\
+- **views** are the prior's own 4 views, judged as they are: what a perfect lift would keep, and no asset.
+  They are framed as the judge frames assets, but they carry the prior's light, not the judge's.
+- **draft**, **default**: the presets of `rl3d generate`; **best-of-4**: the default with 4 candidates, of which the
+  reward judge picks one. The gold judge, which measures here, has no say in any of them.
+- **retrieval of 20**: the written GLB, rendered as the gold judge looks at assets, is closer to its own prompt
+  than to {distractors} other prompts of the same list, none with the same noun (chance 0.05). **same, one colour**: all
+  20 captions carry the prompt's adjective, so that colour cannot help. **similarity**: cosine, in [-1, 1].
+- **colour right**: the judge's colour head, which does not see the prompt, names the prompt's colour (chance 0.08);
+  prompts without a colour word do not count.
+- **Janus rate**: the judge's side head calls the back a front; only nouns count whose front it finds on real renders.
+- **export**: the GLB, read back and rendered, against the splats in memory, from cameras that neither was made with.
+- **seconds, peak MiB**: of all stages, without loading the models; memory is the whole process's.
+- A failed run counts as 0 in the retrieval, the colour and the IoU; it is left out of the other columns.
+- An interval of a row at 0 or 1 has no width; that is the bootstrap's, not certainty.
+- The gold judge shares the training data with the prior, so a fault of the data is shared.
+- Runs are made in a fixed order, known and unseen prompts interleaved, so a table that is not complete is balanced."""

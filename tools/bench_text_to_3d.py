@@ -1,0 +1,386 @@
+"""Measure text to 3D: methods as rows, the gold judge as the measure; see docs/benchmarks/text_to_3d.md.
+
+    python tools/bench_text_to_3d.py --out runs/bench                            # everything: many hours on 2 cores
+    python tools/bench_text_to_3d.py --out runs/bench --prompts 12 --seeds 1 --limit-minutes 60
+    python tools/bench_text_to_3d.py --out runs/bench --methods draft mine=my_preset.yaml
+    python tools/bench_text_to_3d.py --out runs/bench --report-only              # the page again
+
+Every run is a folder of --out; finished ones are skipped, so the same command goes on after Ctrl-C, a kill or the time
+limit. A run that fails is recorded and counted. Of the judges only the measures use the gold one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from bench_tables import aggregate, article, distractors, in_the_same_colour, interleaved, page, plan
+from PIL import Image, ImageDraw, ImageFont
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rl3d import config, runs
+from rl3d.assets import embedded_models, packaged_folder
+from rl3d.cameras import Cameras
+from rl3d.data.captions import HELD_OUT_PAIRS, split_words
+from rl3d.data.colours import WORDS as COLOURS
+from rl3d.environment import PeakMemory, environment
+from rl3d.errors import AssetError, ConfigError, InputError, RL3DError
+from rl3d.files import atomic_path, atomic_write_text, write_json
+from rl3d.preview import view_sheet
+from rl3d.priors import load as load_prior
+from rl3d.priors.protocol import Prior
+from rl3d.render import render
+from rl3d.rewards import Judge, janus_rate, judge_views, load_judge, retrieval
+from rl3d.rewards.damage import scaled_down
+from rl3d.rewards.score import LOOKS, colour_seen
+from rl3d.scenes.mesh import Mesh
+from rl3d.text_to_3d.generate import generate, sample_views
+from rl3d.text_to_3d.options import GenerateOptions
+
+ROOT = Path(__file__).resolve().parents[1]
+# Nouns with at least 4 training assets that look like one thing, each once; "chest" and "potion", but not "bottle".
+KNOWN = """
+green tree, red chest, wooden barrel, blue couch, grey rock, orange pumpkin, red car, golden key, white cloud,
+green cactus, blue potion, wooden chair, red mushroom, black sword, red house, brown table, purple crystal,
+stone tower, blue bed, wooden bench, yellow lamp, white skull, brown shelf, wooden door, green book, grey
+column, red heart, brown crate, pink flower, blue banner, red sign, wooden fence, yellow coin, cyan bush, white
+candle, purple cabinet, green watermelon, black axe, stone bridge, wooden ladder"""
+PROMPTS = {
+    "known": [f"{article(words)} {words}" for words in " ".join(KNOWN.split()).split(", ")],
+    "unseen": [f"{article(colour)} {colour} {noun}" for colour, noun in HELD_OUT_PAIRS],
+}
+SEEDS = 3
+PAGE = ROOT / "docs" / "benchmarks" / "text_to_3d.md"
+METHODS = ("views", "draft", "default", "best-of-4")
+RECORD, VIEWS = "bench.json", "views.safetensors"
+# The camera of the prior's first view, and of the picture.
+AZIMUTH, ELEVATION, DISTANCE, FOV_Y = 0.0, math.radians(20), 2.7, 0.47
+SHOWN, TILE = 10, 144
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: what, and the folder it leaves."""
+
+    method: str
+    group: str
+    prompt: str
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        return out / self.method / f"{re.sub(r'[^a-z0-9]+', '-', self.prompt)}-seed{self.seed}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"method": self.method, "group": self.group, "prompt": self.prompt, "seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What all runs share. `models`: file checksums of the embedded models by name."""
+
+    out: Path
+    methods: dict[str, GenerateOptions]
+    prior: Prior
+    gold: Judge
+    models: dict[str, dict[str, str]]
+
+    def identity(self, job: Job) -> dict[str, Any]:
+        """What a run's result depends on; a folder made with something else is not taken for it."""
+        options = replace(self.methods[job.method], seed=job.seed)
+        made_by = ["prior"] if self.prior.name == "embedded" else []
+        made_by += ["judge_reward"] if options.best_of > 1 else []
+        models = digest([self.prior.name, *(self.models.get(name) for name in made_by)])
+        return {"options": config.to_dict(options), "models": models}
+
+    def gold_digest(self) -> str:
+        return digest(self.models.get("judge_gold"))
+
+
+def digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def method_options(words: list[str]) -> dict[str, GenerateOptions]:
+    """Options by row name of "draft", "best-of-4" or NAME=preset.yaml."""
+    found = {}
+    for word in words:
+        name, _, preset = word.partition("=")
+        if not re.fullmatch(r"[A-Za-z0-9._-]+", name) or name in found or (preset and name in METHODS):
+            raise InputError(f"--methods {word}: a row needs a plain name of its own, like mine=my_preset.yaml")
+        if preset:
+            found[name] = config.resolve(GenerateOptions, config.preset_path("generate", preset))
+        elif name in METHODS:
+            base = config.preset_path("generate", "draft" if name == "draft" else "default")
+            found[name] = config.resolve(GenerateOptions, [base, {"best_of": 4}] if name == "best-of-4" else base)
+        else:
+            raise InputError(f"unknown method {name!r}; known: {', '.join(METHODS)}, or NAME=preset.yaml")
+    return found
+
+
+def read_record(bench: Bench, job: Job) -> dict[str, Any] | None:
+    """The finished record of a job, measured by the gold judge there is now; None: still to run or measure.
+
+    Raises:
+        ConfigError: the folder was made with other options or models.
+    """
+    folder = job.folder(bench.out)
+    try:
+        stored = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    if stored["identity"] != bench.identity(job):
+        raise ConfigError(f"{folder} was made with other options or models; choose another --out or remove it")
+    record = stored["record"]
+    failed = record is not None and record["failed"] is not None
+    return record if failed or stored["gold"] == bench.gold_digest() else None
+
+
+def is_made(bench: Bench, job: Job) -> bool:
+    """Whether the asset (or the views) of a job is there, so that only measuring may be left."""
+    folder = job.folder(bench.out)
+    return (folder / VIEWS).exists() if job.method == "views" else runs.status(folder) == "finished"
+
+
+def run_job(bench: Bench, job: Job) -> dict[str, Any]:
+    """Make the asset (or go on with it), measure it, and write the record."""
+    folder = job.folder(bench.out)
+    stored = {"identity": bench.identity(job), "gold": bench.gold_digest(), "record": None}
+    # Raises what is wrong with the disk, before anything can be taken for a failure of the method.
+    runs.check_out(folder, resume=True)
+    write_json(folder / RECORD, stored)
+    try:
+        record = {**job.facts, "failed": None, **(_views if job.method == "views" else _asset)(bench, job, folder)}
+    except (ConfigError, AssetError, OSError, MemoryError):
+        raise
+    except (RL3DError, RuntimeError, ValueError, ArithmeticError, IndexError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        record = {**job.facts, "failed": reason}
+        if prompt_colour(job.prompt) is None:
+            record["colour"] = None  # does not apply, so it cannot fail
+        if job.method == "views":
+            record["iou"] = None
+    write_json(folder / RECORD, {**stored, "record": record})
+    return record
+
+
+def _asset(bench: Bench, job: Job, folder: Path) -> dict[str, Any]:
+    if not is_made(bench, job):
+        options = replace(bench.methods[job.method], seed=job.seed)
+        generate(job.prompt, options, folder, prior=bench.prior, resume=True)
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    images = judge_views(Mesh.load(folder / "asset.glb"), LOOKS["gold"], bench.gold.device)
+    stages, check = report["stages"].values(), report["export"]["check"]
+    return {
+        **measure(bench.gold, images, job),
+        "psnr": check["psnr"],
+        "iou": check["iou"],
+        "seconds": round(sum(s["seconds"] for s in stages), 2),
+        "peak_memory_mib": max(s["peak_memory_mib"] for s in stages),
+    }
+
+
+def _views(bench: Bench, job: Job, folder: Path) -> dict[str, Any]:
+    """The prior's views themselves, framed as the judge frames assets."""
+    file, options = folder / VIEWS, replace(bench.methods[job.method], seed=job.seed)
+    if not file.exists():
+        began = time.monotonic()
+        with PeakMemory() as memory:
+            embedding = bench.prior.encode_prompt(job.prompt, options.negative_prompt)
+            images, _, _ = sample_views(bench.prior, embedding, options, job.seed, lambda step, steps: None)
+        cost = torch.tensor([time.monotonic() - began, memory.mib])
+        with atomic_path(file) as temporary:
+            save_file({"images": images.cpu().contiguous(), "cost": cost}, temporary)
+    tensors = load_file(file)
+    factor = math.tan(0.5 * FOV_Y) / math.tan(0.5 * LOOKS["gold"].fov_y)  # same distance, the judge's wider lens
+    seconds, mib = tensors["cost"].tolist()
+    found = measure(bench.gold, scaled_down(tensors["images"][None], factor), job)
+    return {**found, "seconds": round(seconds, 2), "peak_memory_mib": round(mib)}
+
+
+def measure(gold: Judge, images: Tensor, job: Job) -> dict[str, Any]:
+    """The gold judge's measures of one asset [G, 4, 4, H, W]; "colour" and "janus" are None where they do not apply."""
+    others = distractors(job.prompt, PROMPTS[job.group])
+    found = retrieval(gold, images, job.prompt, others)
+    colour = prompt_colour(job.prompt)
+    janus = janus_rate(gold, [images], [job.prompt])["rate"]
+    return {
+        "top1": found.rank == 1,
+        "top1_same_colour": retrieval(gold, images, job.prompt, in_the_same_colour(job.prompt, others)).rank == 1,
+        "rank": found.rank,
+        "best": found.best,
+        "similarity": round(found.similarity, 4),
+        "colour": colour_seen(gold, images) == colour if colour else None,
+        "janus": None if janus is None else bool(janus),
+    }
+
+
+def prompt_colour(prompt: str) -> str | None:
+    return next((w for w in split_words(prompt) if w in COLOURS), None)
+
+
+def results_of(bench: Bench, jobs: list[Job], prompts: list[tuple[str, str]], seeds: int) -> dict[str, Any]:
+    """The content of results.json: rows, every record, and what made them."""
+    records = [r for job in jobs if (r := read_record(bench, job)) is not None]
+    asked = {group: {"prompts": sum(g == group for g, _ in prompts)} for group in PROMPTS}
+    evaluation = packaged_folder("assets") / "judge_gold" / "evaluation.json"
+    return {
+        "planned": {**asked, "seeds": seeds},
+        "full": {**{group: len(all_of) for group, all_of in PROMPTS.items()}, "seeds": SEEDS},
+        "rows": aggregate(records, list(bench.methods)),
+        "made": {
+            "command": command_line(sys.argv),
+            "revision": revision(),
+            "prior": bench.prior.name,
+            "environment": environment(),
+            "models": bench.models,
+        },
+        "gold_on_renders": json.loads(evaluation.read_text()).get("val") if evaluation.exists() else None,
+        "records": records,
+    }
+
+
+def command_line(argv: list[str]) -> str:
+    """The command without the places of this machine."""
+    return shlex.join(["python", f"tools/{Path(argv[0]).name}", *(re.sub(r"[^=]*/", "", a) for a in argv[1:])])
+
+
+def revision() -> str | None:
+    """The checkout's commit, with a + when files differ from it; None outside git."""
+    try:
+        git = ["git", "-C", str(ROOT)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        changed = subprocess.run([*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True)
+        return head + ("+" if changed.stdout.strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def tile(job: Job, out: Path, size: int = TILE) -> Tensor:
+    """A picture [3, S, S] of a run's result over light grey, from the camera of the prior's first view."""
+    folder = job.folder(out)
+    if (folder / VIEWS).exists():
+        first = load_file(folder / VIEWS)["images"][:1]
+        rgb = (first[:, :3] + 0.93 * (1 - first[:, 3:])).clamp(0, 1)
+        return torch.nn.functional.interpolate(rgb, (size, size), mode="bilinear", align_corners=False)[0]
+    if not (folder / "asset.glb").exists():
+        return words_tile("failed", size)
+    cameras = Cameras.orbit(AZIMUTH, ELEVATION, DISTANCE, FOV_Y, size)
+    mesh = Mesh.load(folder / "asset.glb")
+    return render(mesh, cameras, background=0.93, shading="half_lambert", supersample=2).rgb[0].clamp(0, 1)
+
+
+def words_tile(text: str, size: int = TILE) -> Tensor:
+    image = Image.new("RGB", (size, size), (255, 255, 255))
+    ImageDraw.Draw(image).text((size / 2, size / 2), text, (40, 40, 40), ImageFont.load_default(16), anchor="mm")
+    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255
+
+
+def draw_sheet(bench: Bench, jobs: list[Job], path: Path) -> dict[str, Any] | None:
+    """One row a method, its name in front; the prompts that every method has done with seed 0, at most `SHOWN`."""
+    methods = list(bench.methods)
+    done = {(j.method, j.prompt): j for j in jobs if j.seed == 0 and read_record(bench, j) is not None}
+    order = dict.fromkeys(j.prompt for j in jobs)
+    shown = [p for p in order if all((m, p) in done for m in methods)][:SHOWN]
+    if not shown:
+        return None
+    with torch.no_grad():
+        tiles = [t for m in methods for t in (words_tile(m), *(tile(done[m, p], bench.out) for p in shown))]
+    view_sheet(tiles, path, columns=len(shown) + 1, labels=["", *shown] * len(methods))
+    return {"methods": methods, "prompts": shown}
+
+
+def write_report(bench: Bench, jobs: list[Job], prompts: list[tuple[str, str]], args: argparse.Namespace) -> None:
+    """results.json in --out and beside the page, the picture, and the page."""
+    results = results_of(bench, jobs, prompts, args.seeds)
+    if args.report_only and (bench.out / "results.json").exists():  # what made the runs, not what made the page
+        results["made"] = json.loads((bench.out / "results.json").read_text(encoding="utf-8"))["made"]
+    home = args.page.resolve().parent
+    picture = (home.parent / "images" if home.name == "benchmarks" else home) / f"bench_{args.page.stem}.png"
+    results["picture"] = draw_sheet(bench, jobs, picture)
+    write_json(bench.out / "results.json", results)
+    lines = ",\n".join("    " + json.dumps(r, ensure_ascii=False) for r in results["records"])
+    head = json.dumps({k: v for k, v in results.items() if k != "records"}, indent=2, ensure_ascii=False)
+    atomic_write_text(args.page.with_suffix(".json"), f'{head[:-2]},\n  "records": [\n{lines}\n  ]\n}}\n')
+    atomic_write_text(args.page, page(results, os.path.relpath(picture, home) if results["picture"] else None))
+    print(args.page)
+
+
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs; made, or gone on with")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="ROW", help=f"{METHODS}, NAME=FILE.yaml")
+    parser.add_argument("--prompts", type=int, help="only the first N of the fixed order, known and unseen interleaved")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help=f"seeds 0 to N - 1 (default: {SEEDS})")
+    parser.add_argument("--limit-minutes", type=float, default=math.inf, help="begin no run after this; then report")
+    parser.add_argument("--retry-failed", action="store_true", help="run recorded failures again")
+    parser.add_argument(
+        "--report-only",
+        action="store_true",
+        help="make nothing, rebuild the page; measures again what another gold judge measured",
+    )
+    parser.add_argument("--prior", help="as in rl3d generate (default: the embedded one)")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--page", type=Path, default=PAGE, help="Markdown file to write (default: in docs)")
+    args = parser.parse_args(argv)
+    if args.seeds < 1 or (args.prompts is not None and args.prompts < 1):
+        parser.error("--seeds and --prompts must be at least 1")
+    return args
+
+
+def decides(path: str) -> bool:
+    """Whether a file of a model changes what it says; its card and measurements do not."""
+    return not path.endswith(".md") and Path(path).name != "evaluation.json"
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    prompts = interleaved(PROMPTS["known"], PROMPTS["unseen"])[: args.prompts]
+    models = {n: {f.path: f.sha256 for f in m.files if decides(f.path)} for n, m in embedded_models().items()}
+    prior = load_prior(args.prior, args.device)
+    bench = Bench(args.out, method_options(args.methods), prior, load_judge("gold", args.device), models)
+    jobs = [Job(*entry) for entry in plan(prompts, args.seeds, list(bench.methods))]
+    code, began, spent = 0, time.monotonic(), []
+    try:
+        for i, job in enumerate(jobs):
+            record = read_record(bench, job)
+            if record is not None and not (args.retry_failed and record["failed"] is not None):
+                continue
+            if args.report_only and not is_made(bench, job):
+                continue
+            if time.monotonic() - began > 60 * args.limit_minutes:
+                print(f"time limit: {i} of {len(jobs)} runs are done; the same command goes on", file=sys.stderr)
+                break
+            start = time.monotonic()
+            record = run_job(bench, job)
+            spent.append(time.monotonic() - start)
+            verdict = record["failed"] or f"rank {record['rank']}, seen as {record['best']!r}"
+            left = sum(spent) / len(spent) * (len(jobs) - i - 1) / 60
+            note = f"[{i + 1}/{len(jobs)}] {job.method}, {job.prompt!r}, seed {job.seed}: {verdict}"
+            print(f"{note} ({spent[-1]:.0f} s, about {left:.0f} min left)", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr)
+        code = 130
+    write_report(bench, jobs, prompts, args)
+    return code
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except RL3DError as error:
+        sys.exit(f"bench_text_to_3d: error: {error}")
