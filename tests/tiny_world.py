@@ -15,6 +15,7 @@ from rl3d.priors.multiview_model import MultiViewTransformer
 from rl3d.scenes import Mesh
 
 RED, GREEN, BLUE = (0.78, 0.16, 0.16), (0.24, 0.63, 0.27), (0.2, 0.35, 0.78)
+PINK = (0.92, 0.47, 0.67)
 YELLOW, GREY, BROWN = (0.94, 0.82, 0.24), (0.51, 0.52, 0.53), (0.47, 0.29, 0.18)
 Colour = tuple[float, float, float]
 WORDS = ["<pad>", "<null>", *sorted("a the barrel box chest crate red blue green wooden small tree".split())]
@@ -51,7 +52,7 @@ def write_assets(folder: Path) -> Path:
         "crate.glb": (box((1.0, 0.8, 0.9), BROWN), "wooden crate", "crate", [["brown", 1.0]], "train"),
         "barrel.obj": (cone(8, RED, GREY, 1.0), "red barrel", "barrel", [["red", 0.7], ["grey", 0.3]], "train"),
         "tree.ply": (cone(4, GREEN, BROWN), "small tree", "tree", [["green", 0.6], ["brown", 0.4]], "train"),
-        "couch.glb": (box((1.0, 0.4, 0.5), GREEN), "couch", "couch", [["green", 1.0]], "train"),
+        "couch.glb": (box((1.0, 0.4, 0.5), PINK), "couch", "couch", [["pink", 1.0]], "train"),
         "chest.glb": (box((0.7, 0.5, 0.5), BLUE), "blue chest", "chest", [["blue", 1.0]], "val"),
         "tower.obj": (cone(6, GREY, GREY, 0.8), "stone tower", "tower", [["grey", 1.0]], "val"),
     }

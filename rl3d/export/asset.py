@@ -41,7 +41,7 @@ class ExportOptions:
         elevations: of the rings of cameras, radians.
         radius: half the side of the cube that is searched for a surface, metres.
         alpha_threshold: coverage that counts as solid.
-        carve_votes: views that must agree before silhouettes carve.
+        carve_votes: views that must agree before silhouettes carve; None: a tenth of them, at least 2.
         smoothing: rounds of Taubin smoothing before simplification.
         faces: target number of triangles.
         texture: side of the texture, texels; 0 for vertex colours.
@@ -56,7 +56,7 @@ class ExportOptions:
     elevations: tuple[float, ...] = (-0.3, 0.15, 0.5, 0.9)
     radius: float = 0.62
     alpha_threshold: float = 0.5
-    carve_votes: int = 3
+    carve_votes: int | None = None
     smoothing: int = 6
     faces: int = 4000
     texture: int = 512
@@ -73,6 +73,10 @@ class ExportOptions:
                 "export needs image_size >= 16, faces >= 4 and texture >= 16 (or 0), got "
                 f"{self.image_size}, {self.faces} and {self.texture}"
             )
+
+    @property
+    def votes(self) -> int:
+        return min(self.views, max(2, self.views // 10)) if self.carve_votes is None else self.carve_votes
 
 
 DRAFT = ExportOptions(resolution=80, views=24, image_size=128, faces=1500, texture=256)
@@ -124,7 +128,7 @@ def calibrated_offset(frames: Frames, cameras: Cameras, options: ExportOptions, 
             resolution=coarse,
             radius=options.radius,
             alpha_threshold=options.alpha_threshold,
-            carve_votes=options.carve_votes,
+            carve_votes=options.votes,
             offset=offset,
         )
         mesh = extract_surface(grid, smoothing=1, min_component=0.0, device=inside.device)
@@ -188,7 +192,7 @@ def scene_to_mesh(
             resolution=options.resolution,
             radius=options.radius,
             alpha_threshold=options.alpha_threshold,
-            carve_votes=options.carve_votes,
+            carve_votes=options.votes,
             offset=offset,
         )
     with clock("extract"):

@@ -60,7 +60,7 @@ RECORDS = [
     record("stone", "stone", [["grey", 1.0]]),
     record("golden key small", "key", [["yellow", 1.0]]),
     record("snowy pine tree", "pine tree", [["white", 0.6], ["green", 0.4]]),
-    record("couch", "couch", [["green", 0.9]]),
+    record("couch", "couch", [["pink", 0.9]]),
     record("small house", "home", [["red", 0.5], ["yellow", 0.3]]),
     record("orange", "orange", [["orange", 1.0]]),
     record("one two three four five six seven eight nine ten eleven tree tall", "tree", [["green", 0.3]]),
@@ -104,17 +104,16 @@ def test_found_materials_are_said_only_of_assets_as_found() -> None:
 
 
 def test_held_out_pairs_are_found_through_synonyms() -> None:
-    assert held_out("green", record("couch")) and not held_out("red", record("couch"))
-    assert held_out("yellow", record("small home", "home"))  # home means house
-    assert held_out("yellow", record("box"))  # box means crate
+    assert held_out("pink", record("couch")) and not held_out("red", record("couch"))
+    assert held_out("red", record("small box", "box"))  # box means crate
     assert not held_out("", record("couch"))
 
 
 def test_a_second_colour_does_not_smuggle_a_held_out_pair_in() -> None:
-    couch = record("couch", "couch", [["grey", 0.6], ["green", 0.4]])
+    couch = record("couch", "couch", [["grey", 0.6], ["pink", 0.4]])
     rng = np.random.default_rng(0)
     said = {w for _ in range(600) for w in split_words(augment_caption(couch, "grey", rng, False))}
-    assert "grey" in said and "green" not in said
+    assert "grey" in said and "pink" not in said
 
 
 def test_held_out_pairs_name_known_colours() -> None:

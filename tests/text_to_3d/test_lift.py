@@ -62,7 +62,7 @@ def test_the_hull_of_a_box() -> None:
     hull = lift.visual_hull(rgba(box(extents, RED), far)[:, 3:], far, 48)
     inside = hull > 0.5
     volume = float(inside.float().mean()) * (2 * lift.RADIUS) ** 3
-    assert volume == pytest.approx(0.8 * 0.4 * 0.6, rel=0.06)  # measured +2 %; a voxel is 0.026
+    assert volume == pytest.approx(0.8 * 0.4 * 0.6, rel=0.06)  # measured +4 %; a voxel is 0.026
     cells = torch.nonzero(inside).float()
     size = (cells.amax(0) - cells.amin(0) + 1) / 48 * 2 * lift.RADIUS
     assert size.tolist() == pytest.approx(extents, abs=0.03)
@@ -77,7 +77,7 @@ def test_the_hull_of_a_sphere_holds_the_sphere() -> None:
     radii = lift.grid_points(40, alpha.device).norm(dim=-1)
     assert float(inside[radii < 0.37].float().mean()) == 1.0
     ratio = float(inside.float().mean()) * (2 * lift.RADIUS) ** 3 / (4 / 3 * math.pi * 0.4**3)
-    assert 1.0 < ratio < 1.3  # what 8 views of one elevation leave over; measured 1.13
+    assert 0.95 < ratio < 1.1  # what 8 views of one elevation leave over; measured 1.017
 
 
 def test_tolerated_views_may_be_blank(ell: Mesh) -> None:
@@ -97,7 +97,7 @@ def test_a_hull_casts_the_silhouettes_of_the_object(ell: Mesh) -> None:
     true = rgba(ell, others)[:, 3:]
     assert cast.shape == true.shape
     iou = lift.silhouette_iou(cast, true)
-    assert iou > 0.75, iou  # measured 0.86
+    assert iou > 0.85, iou  # measured 0.898; permuted 0.11 to 0.25, mirrored 0.27 to 0.66
     for axes in [(2, 1, 0), (1, 0, 2), (0, 2, 1)]:
         assert lift.silhouette_iou(lift.hull_silhouettes(hull.permute(axes), others), true) < iou - 0.2
     for axis in range(3):
@@ -123,8 +123,8 @@ def test_agreement_tells_true_views_from_others(ell: Mesh) -> None:
     swapped = lift.agreement(alpha[[1, 0, 2, 3]], cameras)
     blank = alpha.clone()
     blank[3] = 0
-    assert true > 0.8  # measured 0.87 at 32 pixels and 40 voxels
-    assert swapped < true - 0.2 and lift.agreement(blank, cameras) == 0
+    assert true > 0.95  # measured 0.985, swapped 0.24
+    assert swapped < 0.5 and lift.agreement(blank, cameras) == 0
     assert lift.agreement(torch.zeros_like(alpha), cameras) == 0
 
 
@@ -166,7 +166,7 @@ def test_real_views_lift_to_an_object_that_looks_right_from_elsewhere() -> None:
     lift.fit(state, images, cameras, options, options.steps, lambda step, loss: losses.append((step, loss)))
     assert [step for step, _ in losses] == list(range(1, 61)) and losses[-1][1] < 0.3 * losses[0][1]
     after = psnr()
-    print("PSNR", before, after)
+    # Measured: 13.9 dB at the start, 23.0 after 60 steps.
     assert after > 21 and after > before + 2, (before, after)
 
 
