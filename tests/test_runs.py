@@ -180,4 +180,4 @@ def test_peak_memory_sees_a_large_block() -> None:
         pass
     assert large.mib - small.mib > 150
     assert after.mib < large.mib - 100  # the process's high-water mark stays up, this block's peak does not
-    assert peak_memory_mib() >= large.mib
+    assert peak_memory_mib() >= large.mib - 4  # two sources of the kernel, a page or two apart

@@ -47,6 +47,7 @@ class ExportOptions:
         texture: side of the texture, texels; 0 for vertex colours.
         unwrap_timeout: seconds before falling back to vertex colours.
         delight: divide the prior's half-Lambert shading out of the colours; the check then renders "half_lambert".
+        crease: edges that turn by less than this, radians, are shaded smoothly by viewers.
         min_iou, min_psnr: bounds under which the check reports a warning; PSNR in dB.
     """
 
@@ -62,6 +63,7 @@ class ExportOptions:
     texture: int = 512
     unwrap_timeout: float = 30.0
     delight: bool = False
+    crease: float = 0.9
     min_iou: float = 0.9
     min_psnr: float = 18.0
 
@@ -242,7 +244,7 @@ def export_asset(
     mesh, report = scene_to_mesh(scene, options, on_stage=on_stage)
     clock = _Clock(on_stage)
     with clock("save"):
-        mesh.save(path)
+        mesh.save(path, crease=options.crease)
     with clock("check"):
         cameras = check_cameras(options.image_size).to(scene.device)
         frames = render(scene, cameras, supersample=2 if isinstance(scene, Mesh) else 1)

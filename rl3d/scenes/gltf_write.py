@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rl3d.colour import srgb_to_linear
+from rl3d.scenes.normals import corner_normals
 from rl3d.scenes.texture import palette, tiles, to_bytes
 
 if TYPE_CHECKING:
@@ -40,8 +41,11 @@ def picture_of(mesh: Mesh) -> tuple[NDArray[np.uint8], NDArray[np.float64], NDAr
     return None
 
 
-def encode_glb(mesh: Mesh) -> bytes:
+def encode_glb(mesh: Mesh, crease: float | None = None) -> bytes:
     """A mesh as GLB bytes.
+
+    Without `crease` the file has no normals and viewers shade each face flat. With it (radians) normals are smooth
+    across edges that turn by less; vertices are split where they differ.
 
     Texture: an embedded PNG as baseColorTexture, vertices split along uv seams (weld by position after loading).
     Face colours: a palette picture of 4x4 texels a colour, so that they show in every viewer. Vertex colours: COLOR_0
@@ -59,22 +63,31 @@ def encode_glb(mesh: Mesh) -> bytes:
         "materials": [{**material, "doubleSided": True, "name": "surface"}],
     }
     columns: dict[str, NDArray] = {"POSITION": vertices}
+    keys = [faces.reshape(-1)]  # what a corner is made of: corners that share all of it share a vertex of the file
     png = None
     picture = picture_of(mesh)
     if picture is not None:
         image, uvs, face_uvs = picture
-        pairs = np.stack([faces.reshape(-1), face_uvs.reshape(-1)], 1)
-        unique, index = np.unique(pairs, axis=0, return_inverse=True)
-        columns = {"POSITION": vertices[unique[:, 0]], "TEXCOORD_0": uvs[unique[:, 1]].astype(np.float32)}
-        faces = index.reshape(-1, 3)
+        keys.append(face_uvs.reshape(-1))
+        columns["TEXCOORD_0"] = uvs.astype(np.float32)
         png = encode_png(image)
         material["pbrMetallicRoughness"]["baseColorTexture"] = {"index": 0}
         tree["textures"] = [{"source": 0, "sampler": 0}]
         wrap = 10497 if mesh.uvs is not None and tiles(mesh.uvs) else 33071  # repeat, or clamp to the edge
         tree["samplers"] = [{**_SMOOTH, "wrapS": wrap, "wrapT": wrap} if mesh.texture is not None else _NEAREST]
-    elif mesh.vertex_colours is not None:
-        linear = srgb_to_linear(mesh.vertex_colours.detach().cpu().double().clamp(0, 1))
-        columns["COLOR_0"] = linear.to(torch.float32).numpy()
+    if crease is not None:
+        normals, which = np.unique(
+            corner_normals(vertices, faces, crease).reshape(-1, 3).round(5), axis=0, return_inverse=True
+        )
+        keys.append(which.reshape(-1))
+        columns["NORMAL"] = (normals / np.linalg.norm(normals, axis=1, keepdims=True)).astype(np.float32)
+    if len(keys) > 1:
+        unique, index = np.unique(np.stack(keys, 1), axis=0, return_inverse=True)
+        faces = index.reshape(-1, 3)
+        columns = {name: values[unique[:, i]] for i, (name, values) in enumerate(columns.items())}
+    if mesh.vertex_colours is not None:
+        linear = srgb_to_linear(mesh.vertex_colours.detach().cpu().double().clamp(0, 1)).to(torch.float32).numpy()
+        columns["COLOR_0"] = linear if len(keys) == 1 else linear[unique[:, 0]]
 
     chunks: list[bytes] = []
     views: list[dict[str, int]] = []

@@ -63,11 +63,11 @@ class Mesh:
 
         return load_mesh(path)
 
-    def save(self, path: str | Path) -> None:
+    def save(self, path: str | Path, crease: float | None = None) -> None:
         """Write GLB, OBJ, PLY, STL or OFF by the suffix, see `rl3d.scenes.mesh_io.save_mesh`."""
         from rl3d.scenes.mesh_io import save_mesh
 
-        save_mesh(self, path)
+        save_mesh(self, path, crease)
 
     def to(self, device: torch.device | str) -> Mesh:
         """The mesh on another device; dtypes stay."""

@@ -79,8 +79,12 @@ def load_mesh(path: str | Path) -> Mesh:
         raise InputError(f"{path} is damaged or not a {path.suffix.lower()} mesh ({what}); re-export it") from error
 
 
-def save_mesh(mesh: Mesh, path: str | Path) -> None:
+def save_mesh(mesh: Mesh, path: str | Path, crease: float | None = None) -> None:
     """Write a mesh file, atomically: GLB, OBJ (+ MTL + PNG), PLY (+ PNG), STL (no colours) or OFF.
+
+    Args:
+        crease: radians; a GLB gets normals that are smooth across edges that turn by less. None: no normals, which
+            viewers show as flat faces. Other formats take no normals.
 
     Raises:
         InputError: unknown suffix, unusable geometry, NaN colours or uvs, a folder that cannot be written.
@@ -92,4 +96,7 @@ def save_mesh(mesh: Mesh, path: str | Path) -> None:
         value = getattr(mesh, name)
         if value is not None and not bool(torch.isfinite(value).all()):
             raise InputError(f"the mesh has NaN or infinite {name}; nothing was written to {path}")
-    writer(mesh, path)
+    if crease is not None and path.suffix.lower() == ".glb":
+        atomic_write_bytes(path, encode_glb(mesh, crease))
+    else:
+        writer(mesh, path)

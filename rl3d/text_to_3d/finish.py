@@ -22,7 +22,7 @@ from rl3d.scenes.mesh import Mesh
 from rl3d.text_to_3d.options import GenerateOptions, MeshOptions
 
 ASSET, SPLATS, TURNTABLE, VIEWS = "asset.glb", "asset.ply", "turntable.webp", "views.png"
-EXPORT_STEPS = 6  # named stages inside the export, for the progress bar
+EXPORT_STEPS = 8  # named stages inside the export, for the progress bar
 
 
 def export_options(options: MeshOptions, shaded: bool) -> ExportOptions:
@@ -65,11 +65,14 @@ def finish_asset(
     for warning in warnings:
         progress.note(f"warning: {warning}")
     mesh = Mesh.load(out / ASSET)
+    lit = shaded and not options.mesh.delight  # the light is in the colours: do not apply it twice
+    shading = "unlit" if lit else "half_lambert"
     if not run.is_done("preview"):
         with run.stage("preview"), progress.stage("preview", 2) as stage:
-            turntable(mesh, out / TURNTABLE, frames=options.preview.frames, size=options.preview.size)
+            frames, size = options.preview.frames, options.preview.size
+            turntable(mesh, out / TURNTABLE, frames=frames, size=size, shading=shading)
             stage.step()
-            _views_picture(gaussians, mesh, out / VIEWS, options.preview.size)
+            _views_picture(gaussians, mesh, out / VIEWS, size, shading)
             stage.step()
     with run.stage("score"), progress.stage("score", 1) as stage:
         try:
@@ -82,9 +85,9 @@ def finish_asset(
 
 
 @torch.no_grad()
-def _views_picture(gaussians: Gaussians, mesh: Mesh, path: Path, size: int) -> None:
+def _views_picture(gaussians: Gaussians, mesh: Mesh, path: Path, size: int, shading: str) -> None:
     """Four views of the splats above, the same of the written mesh below."""
     cameras = check_cameras(size)[::2]
     splats = render(gaussians, cameras.to(gaussians.device), background=0.93).rgb.cpu()
-    solid = render(mesh, cameras, background=0.93, shading="half_lambert", supersample=2).rgb
+    solid = render(mesh, cameras, background=0.93, shading=shading, supersample=2).rgb
     view_sheet(torch.cat([splats, solid]), path, columns=len(cameras))
