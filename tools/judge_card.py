@@ -56,7 +56,8 @@ def model_card(which: str, row: dict, command: str, parameters: int, sided: tupl
     ]
     fronts = (
         f"\nNouns that `janus_rate` counts (front called front and back not, in 80 % of real renders, training assets "
-        f"included): {', '.join(sided) or 'none'}.\n"
+        f"included; none while the side head is right on less than half of the val views): "
+        f"{', '.join(sided) or 'none'}.\n"
         if which == "gold"
         else ""
     )

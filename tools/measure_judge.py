@@ -169,7 +169,7 @@ def fixed_distractors(records: list[AssetRecord], count: int = 40) -> list[str]:
 
 
 @torch.no_grad()
-def sided_nouns(judge: Judge, cache: Path, records: list[AssetRecord], least: int = 3) -> tuple[str, ...]:
+def sided_nouns(judge: Judge, cache: Path, records: list[AssetRecord], least: int = 5) -> tuple[str, ...]:
     """Nouns (of at least `least` assets) whose fronts are called front, and backs are not, in 80 % of real renders."""
     found: dict[str, list[tuple[bool, bool]]] = {}
     for split in ("train", "val"):

@@ -37,6 +37,7 @@ from rl3d.files import atomic_path, atomic_write_text, write_json
 from rl3d.rewards import damage
 from rl3d.rewards.judges import GoldJudge, Judge, JudgeConfig, JudgeModel, build_model, load_judge, save_judge
 
+SIDES_KNOWN = 0.5  # below this val accuracy some noun passes `sided_nouns` by luck; then none may count
 TRAINED_DAMAGE = ("janus", "floaters", "holes", "blank_view", "mixed_views")
 
 
@@ -311,8 +312,6 @@ def finish(args: argparse.Namespace, model, ema: dict, records, index, state) ->
     """Measure the averaged weights in the form in which they ship; write them to --assets."""
     model.load_state_dict(ema)
     judge = Judge(args.which, model.eval(), index, tuple(fixed_distractors(records)))
-    if args.which == "gold":
-        judge = replace(judge, sided=sided_nouns(judge, args.cache, records))
     save_judge(judge, args.out / "judge")
     judge = load_judge(args.which, args.device, args.out / "judge")
     train_words = {w for r in records if r.split == "train" for w in r.words + r.noun_words}
@@ -323,6 +322,8 @@ def finish(args: argparse.Namespace, model, ema: dict, records, index, state) ->
             source.keep = source.keep[::10]
         row[split] = evaluate(judge, source, train_words, 3 if split == "val" else 1)
     print(json.dumps(row), flush=True)
+    if row["val"].get("side_of_4", [0.0])[0] >= SIDES_KNOWN:
+        judge = replace(judge, sided=sided_nouns(judge, args.cache, records))
     write_json(args.out / "evaluation.json", row)
     if args.assets:
         save_judge(judge, args.assets)
