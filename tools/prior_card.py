@@ -47,7 +47,7 @@ of colour and noun in `rl3d.data.captions.HELD_OUT_PAIRS` were never shown. Weig
 {steps_trained:,} steps, {objects:,} objects, {minutes:.0f} minutes of wall-clock on a shared 2-core CPU.
 
     python tools/build_views.py DATA CACHE
-    python tools/train_prior.py DATA CACHE --out RUN --batch 16 --minutes MINUTES --model '{{"patch": {patch}, "stem_channels": {stem_channels}, "stem_blocks": {stem_blocks}}}'
+    python tools/train_prior.py DATA CACHE --out RUN --batch 16 --minutes MINUTES
     python tools/prior_card.py RUN
 
 Mean squared x0 error (range [-1, 1]) of the averaged weights on 48 fixed draws with fixed noise:
@@ -80,7 +80,7 @@ def card(run: Path, parameters: float, **sampling: object) -> str:
         )
         for i in keep
     )
-    model = {k: state["model"][k] for k in ("width", "depth", "patch", "stem_channels", "stem_blocks")}
+    model = {k: state["model"][k] for k in ("width", "depth", "patch", "stem_channels")}
     return CARD.format(
         rows=rows,
         parameters=parameters / 1e6,
