@@ -20,8 +20,8 @@ from rl3d.render.frames import Frames
 from rl3d.render.mesh_torch import barycentrics, visible_faces
 from rl3d.render.shading import check_shading, shade_factor
 from rl3d.scenes.mesh import Mesh
+from rl3d.scenes.texture import DEFAULT_GREY, sample_bilinear, tiles
 
-DEFAULT_GREY = 0.7  # sRGB albedo of a mesh without colours
 BACKENDS = ("cpu", "torch")
 
 
@@ -111,19 +111,7 @@ def sample_texture(texture: Tensor, uv: Tensor, wrap: str = "clamp") -> Tensor:
     """
     if wrap not in ("clamp", "repeat"):
         raise InputError(f"wrap must be 'clamp' or 'repeat', got {wrap!r}")
-    height, width = texture.shape[:2]
-    x, y = uv[..., 0] * width - 0.5, uv[..., 1] * height - 0.5
-    left, top = x.detach().floor(), y.detach().floor()
-    fx, fy = (x - left)[..., None], (y - top)[..., None]
-    columns = torch.stack([left, left + 1]).long()
-    rows = torch.stack([top, top + 1]).long()
-    if wrap == "clamp":
-        columns, rows = columns.clamp(0, width - 1), rows.clamp(0, height - 1)
-    else:
-        columns, rows = columns % width, rows % height
-    texels = _rows(texture.flatten(0, 1), rows[:, None] * width + columns)  # [2, 2, ..., C]
-    upper, lower = torch.lerp(texels[:, 0], texels[:, 1], fx)
-    return torch.lerp(upper, lower, fy)
+    return sample_bilinear(texture, uv, repeat=wrap == "repeat")
 
 
 def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
@@ -212,9 +200,8 @@ def surface_colours(mesh: Mesh, fragments: Fragments) -> Tensor:
             return mesh.face_colours.new_zeros(*fragments.face_id.shape, 3)
         return _rows(mesh.face_colours, fragments.face_id.clamp_min(0))
     if mesh.texture is not None and mesh.uvs is not None and mesh.face_uvs is not None:
-        inside = bool(((mesh.uvs >= 0) & (mesh.uvs <= 1)).all())
         uv = interpolate((mesh.uvs, mesh.face_uvs), fragments)
-        return sample_texture(mesh.texture, uv, "clamp" if inside else "repeat")
+        return sample_bilinear(mesh.texture, uv, repeat=tiles(mesh.uvs))
     return mesh.vertices.new_full((*fragments.face_id.shape, 3), DEFAULT_GREY)
 
 

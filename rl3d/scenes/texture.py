@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rl3d.scenes.mesh import Mesh
 
 PALETTE_BLOCK = 4  # texels a colour and side: filters and mip levels that reach one texel far stay inside the colour
-DEFAULT_COLOUR = 1.0  # a surface without any colour is white, as glTF's default material is
+DEFAULT_GREY = 0.7  # sRGB albedo of a surface without any colour
 
 
 def tiles(uvs: Tensor) -> bool:
@@ -34,19 +34,19 @@ def sample_bilinear(texture: Tensor, uv: Tensor, repeat: bool = False) -> Tensor
         [..., C]; differentiable to both arguments.
     """
     height, width = texture.shape[:2]
-    x = uv[..., 0] * width - 0.5
-    y = uv[..., 1] * height - 0.5
-    x0, y0 = torch.floor(x.detach()), torch.floor(y.detach())
-    wx, wy = (x - x0).unsqueeze(-1), (y - y0).unsqueeze(-1)
-    left, right, top, bottom = x0.long(), x0.long() + 1, y0.long(), y0.long() + 1
+    x, y = uv[..., 0] * width - 0.5, uv[..., 1] * height - 0.5
+    left, top = x.detach().floor(), y.detach().floor()
+    fx, fy = (x - left)[..., None], (y - top)[..., None]
+    columns = torch.stack([left, left + 1]).long()
+    rows = torch.stack([top, top + 1]).long()
     if repeat:
-        left, right, top, bottom = left % width, right % width, top % height, bottom % height
+        columns, rows = columns % width, rows % height
     else:
-        left, right = left.clamp(0, width - 1), right.clamp(0, width - 1)
-        top, bottom = top.clamp(0, height - 1), bottom.clamp(0, height - 1)
-    upper = texture[top, left] * (1 - wx) + texture[top, right] * wx
-    lower = texture[bottom, left] * (1 - wx) + texture[bottom, right] * wx
-    return upper * (1 - wy) + lower * wy
+        columns, rows = columns.clamp(0, width - 1), rows.clamp(0, height - 1)
+    index = rows[:, None] * width + columns  # [2, 2, ...]; index_select is several times faster than indexing on a CPU
+    texels = texture.flatten(0, 1).index_select(0, index.reshape(-1)).reshape(*index.shape, texture.shape[2])
+    upper, lower = torch.lerp(texels[:, 0], texels[:, 1], fx)
+    return torch.lerp(upper, lower, fy)
 
 
 def sample_nearest(texture: Tensor, uv: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def surface_colours(mesh: Mesh, face: Tensor, barycentric: Tensor) -> Tensor:
     """sRGB colours of surface points.
 
     Args:
-        mesh: any colour source; white where it has none.
+        mesh: any colour source; `DEFAULT_GREY` where it has none.
         face: [K] int64 face of each point. barycentric: [K, 3] weights of its corners.
 
     Returns:
@@ -74,7 +74,7 @@ def surface_colours(mesh: Mesh, face: Tensor, barycentric: Tensor) -> Tensor:
         return (mesh.vertex_colours[mesh.faces[face]] * weights).sum(1)
     if mesh.texture is not None and mesh.uvs is not None and mesh.face_uvs is not None:
         return sample_bilinear(mesh.texture, (mesh.uvs[mesh.face_uvs[face]] * weights).sum(1), tiles(mesh.uvs))
-    return mesh.vertices.new_full((len(face), 3), DEFAULT_COLOUR)
+    return mesh.vertices.new_full((len(face), 3), DEFAULT_GREY)
 
 
 def face_centre_colours(mesh: Mesh) -> Tensor:
