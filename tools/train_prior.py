@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import time
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from rl3d.files import atomic_path, write_json
 from rl3d.priors.multiview_model import MultiViewTransformer, patch_rays
 
 T_FLOOR = 0.1  # the velocity loss weighs 1 / max(t, T_FLOOR)^2
+MATRIX = re.compile(r"blocks\.\d+\.(qkv|out|up|down)\.")  # what Muon moves
 DROP = 0.12  # share of empty prompts, for classifier-free guidance
 
 
@@ -44,6 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--lr", type=float, default=1e-3, help="of both optimizers; Muon's updates are scaled to AdamW's size"
     )
+    parser.add_argument("--word-factor", type=float, default=3.0, help="rate of the word embeddings, times --lr")
     parser.add_argument("--optimizer", choices=("muon", "adamw"), default="muon")
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--cooldown", type=float, default=0.0, help="share of this call's minutes with a falling rate")
@@ -72,17 +75,26 @@ class Ema:
             self.shadow[k].lerp_(v.float(), 1 - decay)
 
 
-def make_optimizers(model: torch.nn.Module, name: str, lr: float) -> list[torch.optim.Optimizer]:
-    """Muon for the transformer's matrices (Jordan 2024), AdamW for everything else; or AdamW alone."""
-    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and n.startswith("blocks.") and "table" not in n]
-    if name == "adamw":
-        return [torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.01)]
-    chosen = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.0),
+def make_optimizers(
+    model: torch.nn.Module, name: str, lr: float, word_factor: float = 1.0
+) -> list[torch.optim.Optimizer]:
+    """Muon for the transformer's matrices (Jordan 2024), AdamW for everything else; or AdamW alone.
+
+    `word_factor` scales the rate of the word embeddings: most words are drawn rarely and have to learn from few steps.
+    """
+    named = dict(model.named_parameters())
+    matrices = [] if name == "adamw" else [n for n, p in named.items() if p.ndim == 2 and MATRIX.match(n)]
+    rest = [n for n in named if n not in matrices and not n.startswith("words.")]
+    decay = 0.01 if name == "adamw" else 0.0
+    groups = [
+        {"params": [named[n] for n in rest], "factor": 1.0},
+        {"params": [p for n, p in named.items() if n.startswith("words.")], "factor": word_factor, "weight_decay": 0.0},
     ]
+    optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.99), weight_decay=decay)]
+    if matrices:
+        chosen = [named[n] for n in matrices]
+        optimizers.append(torch.optim.Muon(chosen, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
 
 
 def flow_loss(model, images, words, rays, t, noise, autocast):  # type: ignore[no-untyped-def]
@@ -110,9 +122,10 @@ def save(folder: Path, model, ema, optimizers, state: dict, vocabulary: list[str
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
     tensors |= {f"ema.{k}": v.contiguous() for k, v in ema.shadow.items()}
-    for i, optimizer in enumerate(optimizers):
-        for j, entry in optimizer.state_dict()["state"].items():
-            tensors |= {f"opt.{i}.{j}.{k}": torch.as_tensor(v).contiguous() for k, v in entry.items() if v is not None}
+    names = {p: n for n, p in model.named_parameters()}
+    for parameter, entry in (item for optimizer in optimizers for item in optimizer.state.items()):
+        kept = {k: torch.as_tensor(v).contiguous() for k, v in entry.items() if v is not None}
+        tensors |= {f"opt.{k}.{names[parameter]}": v for k, v in kept.items()}
     with atomic_path(folder / "checkpoint.safetensors") as temporary:
         save_file(tensors, temporary, {"step": str(state["step"])})
     write_json(folder / "state.json", {**state, "model": dict(model.config), "vocabulary": vocabulary})
@@ -122,13 +135,16 @@ def restore(folder: Path, model, ema, optimizers) -> dict:  # type: ignore[no-un
     tensors = load_file(folder / "checkpoint.safetensors")
     model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
     ema.shadow = {k[4:]: v.to(ema.shadow[k[4:]].device) for k, v in tensors.items() if k.startswith("ema.")}
-    for i, optimizer in enumerate(optimizers):
-        state: dict[int, dict] = {}
-        for key, value in tensors.items():
-            if key.startswith(f"opt.{i}."):
-                _, _, j, name = key.split(".", 3)
-                state.setdefault(int(j), {})[name] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    entries: dict[str, dict] = {}
+    for key in (k for k in tensors if k.startswith("opt.")):
+        _, kind, name = key.split(".", 2)
+        entries.setdefault(name, {})[kind] = tensors[key]
+    owner = {p: o for o in optimizers for group in o.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        if name in entries:  # a parameter that has had no gradient yet has no state
+            owner[parameter].state[parameter] = {
+                k: v if k == "step" else v.to(parameter.device) for k, v in entries[name].items()
+            }
     facts = json.loads((folder / "state.json").read_text())
     # Two files are no one write: if the process died between them, the weights' own step is the true one.
     with safe_open(folder / "checkpoint.safetensors", "pt") as handle:
@@ -160,7 +176,7 @@ def main() -> None:
     config = {k: v for k, v in config.items() if not k.startswith("_")}
     config |= {"vocabulary": len(vocabulary), "image_size": train.spec["size"]}
     model = MultiViewTransformer(**config).to(device).to(memory_format=torch.channels_last)
-    optimizers = make_optimizers(model, args.optimizer, args.lr)
+    optimizers = make_optimizers(model, args.optimizer, args.lr, args.word_factor)
     ema = Ema(model, args.ema)
     state = {"step": 0, "objects": 0, "seconds": 0.0}
     if resume:
@@ -197,7 +213,7 @@ def main() -> None:
         rate = args.lr * min(1.0, (step + 1) / args.warmup, max(left, 0.02))
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("factor", 1.0)
         # The step decides the batch, so that a resumed run draws what an uninterrupted one would have.
         rng = np.random.default_rng([args.seed, step, accelerator.process_index])
         images, words, rays = prepare(train.draw(args.batch, rng))
