@@ -51,8 +51,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--warmup", type=int, default=100)
     parser.add_argument("--cooldown", type=float, default=0.0, help="share of this call's minutes with a falling rate")
     parser.add_argument("--ema", type=float, default=0.999)
-    parser.add_argument("--t-mean", type=float, default=0.4, help="mean of the logit-normal noise level")
-    parser.add_argument("--t-std", type=float, default=1.0)
+    parser.add_argument("--t-mean", type=float, default=2.0, help="mean of the logit-normal noise level")
+    parser.add_argument("--t-std", type=float, default=1.3)
     parser.add_argument("--recolour", type=float, default=0.35)
     parser.add_argument("--model", type=json.loads, default={}, help='JSON, e.g. {"width": 320}')
     parser.add_argument("--compile", action="store_true")
@@ -107,10 +107,10 @@ def flow_loss(model, images, words, rays, t, noise, autocast):  # type: ignore[n
 
 @torch.no_grad()
 def validation(model, fixed, autocast) -> dict[str, float]:  # type: ignore[no-untyped-def]
-    """Mean squared x0 error at three noise levels on a fixed batch with fixed noise."""
+    """Mean squared x0 error at four noise levels on a fixed batch with fixed noise."""
     images, words, rays, noise = fixed
     out = {}
-    for t in (0.3, 0.6, 0.9):
+    for t in (0.3, 0.6, 0.9, 0.97):
         level = torch.full((len(images),), t, device=images.device)
         with autocast():
             x0 = model((1 - t) * images + t * noise, level, words, rays)

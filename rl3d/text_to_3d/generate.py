@@ -33,7 +33,7 @@ from rl3d.text_to_3d.finish import finish_asset
 from rl3d.text_to_3d.options import GenerateOptions
 from rl3d.text_to_3d.splats import SplatState
 
-RING_STRENGTH = 0.7  # how far a later ring's renders are noised before the prior repaints them
+RING_STRENGTH = 0.9  # how far a later ring's renders are noised before the prior repaints them
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def next_ring(
     images = prior.sample(
         prompt,
         cameras,
-        steps=max(1, round(o.steps * RING_STRENGTH)),
+        steps=max(1, round(0.7 * o.steps)),
         guidance=o.guidance,
         generator=generator_for(seed, 2, ring),
         start=renders,

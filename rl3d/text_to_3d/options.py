@@ -68,8 +68,8 @@ class DistillOptions:
     batch: int = 1  # view groups a step
     guidance: float = 6.0
     rescale: float = 0.5  # share of the CFG rescale, MVDream's rho
-    t_max: tuple[float, float] = (0.75, 0.35)  # upper noise level at the first and last step
-    t_min: tuple[float, float] = (0.5, 0.05)  # lower noise level at the first and last step
+    t_max: tuple[float, float] = (0.97, 0.6)  # upper noise level at the first and last step
+    t_min: tuple[float, float] = (0.85, 0.2)  # lower noise level at the first and last step
     elevation: tuple[float, float] = (-5.0, 40.0)  # degrees, range of the orbits
     anchor_weight: float = 0.5  # how strongly the first sampled views keep being fitted
     save_every: int = 25  # steps between resumable checkpoints

@@ -129,7 +129,7 @@ def test_a_scene_moves_to_what_the_prior_wants() -> None:
     assert middle.tolist() == pytest.approx([0.9, 0.2, 0.1], abs=0.1)
     assert float(frames.alpha[:, 0, 1].max()) < 0.1
     early, late = prior.levels[:5], prior.levels[-5:]
-    assert all(0.45 < t < 0.76 for t in early) and all(0.05 <= t < 0.40 for t in late)
+    assert all(0.79 < t < 0.98 for t in early) and all(0.2 <= t < 0.66 for t in late)
 
 
 def test_one_step_by_hand() -> None:

@@ -36,7 +36,7 @@ BAD: list[tuple[type, dict[str, Any]]] = [
     (DistillOptions, {"guidance": math.nan}),
     (DistillOptions, {"t_max": (0.5,)}),
     (DistillOptions, {"t_max": (1.0, 0.5)}),
-    (DistillOptions, {"t_min": (0.8, 0.05)}),
+    (DistillOptions, {"t_min": (0.98, 0.05)}),
     (DistillOptions, {"elevation": (40.0, -5.0)}),
     (DistillOptions, {"elevation": (0.0,)}),
     (DistillOptions, {"elevation": (-95.0, 0.0)}),
