@@ -17,7 +17,7 @@ from torch import Tensor
 from rl3d.data.batches import ViewBatches, word_ids
 from rl3d.data.captions import AssetRecord, augment_caption
 from rl3d.data.colours import WORDS as COLOURS
-from rl3d.data.colours import sample_colour
+from rl3d.data.colours import decode_srgb, sample_colour
 from rl3d.data.views import to_images
 from rl3d.rewards import damage
 from rl3d.rewards.judges import Judge
@@ -47,7 +47,7 @@ def draw(source: ViewBatches, chosen: np.ndarray, sets: np.ndarray, rng: np.rand
         if changed:
             colour = COLOURS[rng.integers(len(COLOURS))]
             srgb = sample_colour(colour, rng)
-            linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+            linear = decode_srgb(srgb)
             target[row] = torch.as_tensor(linear, dtype=torch.float32)
         captions.append(augment_caption(record, colour, rng, changed))
         colours.append(colour)

@@ -13,7 +13,7 @@ from torch import Tensor
 from rl3d.cameras import Cameras
 from rl3d.data.captions import MAX_WORDS, AssetRecord, augment_caption, held_out, split_words
 from rl3d.data.colours import WORDS as COLOURS
-from rl3d.data.colours import sample_colour
+from rl3d.data.colours import decode_srgb, sample_colour
 from rl3d.data.views import cameras_of, to_images
 from rl3d.errors import InputError
 
@@ -102,7 +102,7 @@ class ViewBatches:
                 while held_out(colour, record):
                     colour = COLOURS[rng.integers(len(COLOURS))]
                 srgb = sample_colour(colour, rng)
-                linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+                linear = decode_srgb(srgb)
                 target[row] = torch.as_tensor(linear, dtype=torch.float32)
             captions.append(augment_caption(record, colour, rng, changed))
         return to_images(stored.to(self.device), main, target), captions, self.params[chosen, sets], chosen

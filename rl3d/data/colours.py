@@ -39,9 +39,14 @@ PROTOTYPES: dict[str, list[tuple[int, int, int]]] = {
 WORDS = tuple(PROTOTYPES)
 
 
+def decode_srgb(srgb: np.ndarray) -> np.ndarray:
+    """sRGB in [0, 1] (any shape) to linear light; the numpy twin of `rl3d.colour.srgb_to_linear`."""
+    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
 def srgb_to_oklab(srgb: np.ndarray) -> np.ndarray:
     """[..., 3] sRGB in [0, 1] to OKLab (Ottosson 2020), where distances follow perception better."""
-    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    linear = decode_srgb(srgb)
     to_lms = np.array(
         [
             [0.4122214708, 0.5363325363, 0.0514459929],

@@ -20,7 +20,7 @@ from torch import Tensor
 from rl3d.cameras import Cameras
 from rl3d.colour import linear_to_srgb
 from rl3d.data.asset_set import AssetSet
-from rl3d.data.colours import WORDS, colour_index
+from rl3d.data.colours import WORDS, colour_index, decode_srgb
 from rl3d.files import atomic_path, write_json
 from rl3d.render.mesh_cpu import rasterize_views
 
@@ -73,10 +73,6 @@ def _resolve(face_id, normals, albedo, is_main, centres, vertices, faces, light,
     return out / (k * k)
 
 
-def _linear(srgb: np.ndarray) -> np.ndarray:
-    return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
-
-
 def face_geometry(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(unit normals [F, 3], areas [F]) of triangles; zero-area faces get a zero normal."""
     corners = vertices[faces]
@@ -92,7 +88,7 @@ def main_colour(face_colours: np.ndarray, areas: np.ndarray) -> tuple[np.ndarray
     word = int(weight.argmax())
     is_main = names == word
     share = (areas + 1e-12)[is_main]
-    mean = (_linear(face_colours[is_main]) * share[:, None]).sum(0) / share.sum()
+    mean = (decode_srgb(face_colours[is_main]) * share[:, None]).sum(0) / share.sum()
     return is_main, mean.astype(np.float32), WORDS[word]
 
 
@@ -131,7 +127,7 @@ def render_view_sets(
     linear = _resolve(
         face_id,
         normals,
-        _linear(face_colours).astype(np.float32),
+        decode_srgb(face_colours).astype(np.float32),
         is_main,
         cameras.centres.numpy(),
         vertices,
