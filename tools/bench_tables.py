@@ -149,12 +149,12 @@ def cell(value: Mapping[str, float] | None, measure: Measure) -> str:
     return mean if value["prompts"] < 2 else f"{mean} [{value['low']:.{d}f}, {value['high']:.{d}f}]"
 
 
-def table(rows: Sequence[Mapping[str, Any]], measures: Sequence[Measure], planned: int) -> str:
-    """Markdown; `planned` runs a row would be complete."""
+def table(rows: Sequence[Mapping[str, Any]], measures: Sequence[Measure], whole: int) -> str:
+    """Markdown; a row of `whole` runs is complete."""
     lines = ["| method | runs | failed | " + " | ".join(m.title for m in measures) + " |"]
     lines.append("|---" * (3 + len(measures)) + "|")
     for row in rows:
-        cells = [row["method"], f"{row['runs']} of {planned}", str(row["failures"])]
+        cells = [row["method"], f"{row['runs']} of {whole}", str(row["failures"])]
         lines.append("| " + " | ".join(cells + [cell(row[m.key], m) for m in measures]) + " |")
     return "\n".join(lines)
 
@@ -189,23 +189,21 @@ def page(results: Mapping[str, Any], picture: str | None) -> str:
         "The judge that measures here makes mistakes of its own: what it reaches on renders of real, unseen assets"
         f" {_real(results.get('gold_on_renders'))}.",
     ]
-    planned, full = results["planned"], results["full"]
-    asked = {g: planned[g]["prompts"] for g in GROUPS}
-    if asked != {g: full[g] for g in GROUPS} or planned["seeds"] < full["seeds"]:
-        parts.append(
-            f"**A part of the benchmark**: {asked['known']} of {full['known']} known prompts, {asked['unseen']} of"
-            f" {full['unseen']} unseen pairs, {planned['seeds']} of {full['seeds']} seeds."
-        )
+    full = results["full"]
+    whole = {group: full[group] * full["seeds"] for group in GROUPS}
+    counts = {m: sum(r["runs"] for r in rows if r["method"] == m) for m in dict.fromkeys(r["method"] for r in rows)}
+    if min(counts.values(), default=0) < sum(whole.values()):
+        said = ", ".join(f"{method} {count}" for method, count in counts.items())
+        parts.append(f"**A part of the benchmark**: of {sum(whole.values())} runs a row, {said} are made.")
     if picture:
         parts.append(f"![One row a method, one column a prompt, the same camera]({picture})")
         parts.append(
             "Rows: " + ", ".join(results["picture"]["methods"]) + ". Seed 0, the first prompts of the fixed order."
         )
     for group in GROUPS:
-        whole = asked[group] * planned["seeds"]
         mine = [r for r in rows if r["group"] == group]
-        title = TITLES[group].format(count=asked[group])
-        parts += [f"## {title}", table(mine, QUALITY, whole), table(mine, COST, whole)]
+        title = TITLES[group].format(count=full[group])
+        parts += [f"## {title}", table(mine, QUALITY, whole[group]), table(mine, COST, whole[group])]
     parts += ["## How to read it", NOTES.format(distractors=DISTRACTORS)]
     failed = [r for r in results["records"] if r["failed"] is not None]
     if failed:

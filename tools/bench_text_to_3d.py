@@ -233,13 +233,11 @@ def prompt_colour(prompt: str) -> str | None:
     return next((w for w in split_words(prompt) if w in COLOURS), None)
 
 
-def results_of(bench: Bench, jobs: list[Job], prompts: list[tuple[str, str]], seeds: int) -> dict[str, Any]:
+def results_of(bench: Bench, jobs: list[Job]) -> dict[str, Any]:
     """The content of results.json: rows, every record, and what made them."""
     records = [r for job in jobs if (r := read_record(bench, job)) is not None]
-    asked = {group: {"prompts": sum(g == group for g, _ in prompts)} for group in PROMPTS}
     evaluation = packaged_folder("assets") / "judge_gold" / "evaluation.json"
     return {
-        "planned": {**asked, "seeds": seeds},
         "full": {**{group: len(all_of) for group, all_of in PROMPTS.items()}, "seeds": SEEDS},
         "rows": aggregate(records, list(bench.methods)),
         "made": {
@@ -306,7 +304,7 @@ def draw_sheet(bench: Bench, jobs: list[Job], path: Path) -> dict[str, Any] | No
 
 def write_report(bench: Bench, jobs: list[Job], prompts: list[tuple[str, str]], args: argparse.Namespace) -> None:
     """results.json in --out and beside the page, the picture, and the page."""
-    results = results_of(bench, jobs, prompts, args.seeds)
+    results = results_of(bench, jobs)
     if args.report_only and (bench.out / "results.json").exists():  # what made the runs, not what made the page
         results["made"] = json.loads((bench.out / "results.json").read_text(encoding="utf-8"))["made"]
     home = args.page.resolve().parent

@@ -14,7 +14,7 @@ from rl3d.data.views import ViewSpec, build_view_cache
 
 # The judges look at the world differently from the prior, so that agreeing with one is no proof for another.
 LOOKS = {
-    "prior": ViewSpec(),
+    "prior": ViewSpec(front=4),
     "judge": ViewSpec(sets=6, elevation=(0.0, 40.0), distance=(2.4, 3.0), seed=1),
     "gold": ViewSpec(
         sets=6,

@@ -52,7 +52,7 @@ def draw_grid(
     for prompt in prompts:
         images = prior.sample(
             prior.encode_prompt(prompt),
-            prior.cameras(0.4, 0.35),
+            prior.cameras(0.0, 0.35),
             steps=steps,
             guidance=guidance,
             generator=torch.Generator().manual_seed(seed),

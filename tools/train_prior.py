@@ -55,7 +55,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--t-std", type=float, default=1.3)
     parser.add_argument("--recolour", type=float, default=0.35)
     parser.add_argument("--model", type=json.loads, default={}, help='JSON, e.g. {"width": 320}')
-    parser.add_argument("--compile", action="store_true")
+    parser.add_argument(
+        "--init", type=Path, help="saved prior, such as assets/prior, whose weights a new run starts from"
+    )
+    parser.add_argument("--compile", action="store_true", help="fuse operations (needs a C++ compiler on a CPU)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the default")
     parser.add_argument("--save-every", type=float, default=5, help="minutes")
     parser.add_argument("--seed", type=int, default=0)
@@ -95,6 +98,17 @@ def make_optimizers(
         chosen = [named[n] for n in matrices]
         optimizers.append(torch.optim.Muon(chosen, lr=lr, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"))
     return optimizers
+
+
+def initial_weights(folder: Path, index: dict[str, int], model: MultiViewTransformer) -> dict[str, torch.Tensor]:
+    """Weights of a saved pipeline's transformer, its words moved to where `index` has them; new words stay random."""
+    saved = MultiViewTransformer.from_pretrained(folder / "transformer").state_dict()
+    old = json.loads((folder / "tokenizer" / "vocabulary.json").read_text(encoding="utf-8"))
+    words = model.state_dict()["words.weight"].clone()
+    for row, word in enumerate(old):
+        if word in index:
+            words[index[word]] = saved["words.weight"][row]
+    return {**saved, "words.weight": words}
 
 
 def flow_loss(model, images, words, rays, t, noise, autocast):  # type: ignore[no-untyped-def]
@@ -176,13 +190,18 @@ def main() -> None:
     config = {k: v for k, v in config.items() if not k.startswith("_")}
     config |= {"vocabulary": len(vocabulary), "image_size": train.spec["size"]}
     model = MultiViewTransformer(**config).to(device).to(memory_format=torch.channels_last)
+    if args.init and not resume:
+        model.load_state_dict(initial_weights(args.init, index, model))
     optimizers = make_optimizers(model, args.optimizer, args.lr, args.word_factor)
     ema = Ema(model, args.ema)
     state = {"step": 0, "objects": 0, "seconds": 0.0}
     if resume:
         state = {k: v for k, v in restore(args.out, model, ema, optimizers).items() if k in state}
     grid = train.spec["size"] // model.config.patch
-    runner = torch.compile(model) if args.compile else model
+    runner = model
+    if args.compile:  # by block: one graph serves all of them, and compiles in seconds
+        for block in model.blocks:
+            block.compile(dynamic=False)
     if accelerator.num_processes > 1:
         runner = torch.nn.parallel.DistributedDataParallel(runner)
     autocast = lambda: torch.autocast(device.type, torch.bfloat16)  # noqa: E731
@@ -236,7 +255,7 @@ def main() -> None:
         state["step"] += 1
         state["objects"] += args.batch * accelerator.num_processes
         state["seconds"] = base_seconds + time.monotonic() - start
-        if accelerator.is_main_process and (done or time.monotonic() - logged > 60):
+        if accelerator.is_main_process and (done or time.monotonic() - logged > 120):
             logged = time.monotonic()
             keep = {k: v.clone() for k, v in model.state_dict().items()}
             model.load_state_dict(ema.shadow)

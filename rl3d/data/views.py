@@ -33,7 +33,8 @@ class ViewSpec:
 
     size: int = 64
     views: int = 4
-    sets: int = 10
+    sets: int = 12
+    front: int = 0  # how many of the sets start at azimuth 0, where generation starts; the others anywhere
     supersample: int = 4
     distance: tuple[float, float] = (2.7, 2.7)
     fov_y: float = 0.47
@@ -99,6 +100,7 @@ def orbit_sets(spec: ViewSpec, rng: np.random.Generator) -> tuple[Cameras, np.nd
         cameras [sets * views] and parameters [sets, 3]: base azimuth, elevation (radians), distance.
     """
     azimuth = rng.uniform(0, 2 * math.pi, spec.sets)
+    azimuth[: spec.front] = 0.0
     elevation = np.radians(rng.uniform(*spec.elevation, spec.sets))
     distance = rng.uniform(*spec.distance, spec.sets)
     params = np.stack([azimuth, elevation, distance], 1).astype(np.float32)

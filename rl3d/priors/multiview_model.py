@@ -40,6 +40,18 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x.float(), x.shape[-1:], eps=1e-6).to(x.dtype)
 
 
+def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of RMS-normalised queries and keys; q, k, v [B, heads, T, d].
+
+    On a CPU, compiled matrix products train 1.2 times as fast as the flash kernel, whose backward pass uses no matrix
+    unit. Normalised rows keep the logits within sqrt(d), so that exp is safe without its maximum subtracted.
+    """
+    if not (torch.compiler.is_compiling() and q.device.type == "cpu"):
+        return F.scaled_dot_product_attention(q, k, v)
+    weights = (torch.matmul(q, k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5).exp()
+    return torch.matmul(weights.to(v.dtype), v) / weights.sum(-1, keepdim=True).to(v.dtype)
+
+
 class Block(nn.Module):
     """Pre-norm attention over all tokens and a gated MLP; the shared modulation is shifted by a table of its own."""
 
@@ -58,7 +70,7 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = (modulation + self.table)[:, :, None].to(x.dtype).unbind(1)
         h = self.norm(x) * (1 + scale1) + shift1
         q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(self.norm(q), self.norm(k), v)
+        attended = attention(self.norm(q), self.norm(k), v)
         x = x + gate1 * self.out(attended.transpose(1, 2).flatten(2))
         h = self.norm(x) * (1 + scale2) + shift2
         a, b = self.up(h).chunk(2, -1)

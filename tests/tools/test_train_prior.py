@@ -15,6 +15,7 @@ from tiny_world import load_tool, write_assets
 from rl3d.data.asset_set import load_asset_set
 from rl3d.data.views import ViewSpec, build_view_cache
 from rl3d.priors.embedded import load_embedded
+from rl3d.priors.multiview_model import attention
 
 MODEL = json.dumps({"width": 32, "depth": 1, "heads": 2, "stem_channels": 16})
 
@@ -106,3 +107,28 @@ def test_a_run_becomes_a_prior(tool: ModuleType, data: tuple[Path, Path], tmp_pa
     assert prompt.positive[0, 2] == again.vocabulary.index["barrel"]
     export.draw_grid(again, tmp_path / "grid.png", ("a red barrel", "a tree"), 1, 2.0, 0)
     assert (tmp_path / "grid.png").stat().st_size > 100
+
+
+def test_a_run_can_start_from_a_saved_prior_of_other_words(
+    tool: ModuleType, data: tuple[Path, Path], tmp_path: Path
+) -> None:
+    train(tool, data, tmp_path / "a", 2)
+    exporter = load_tool("export_prior")
+    prior = exporter.prior_of_run(tmp_path / "a")
+    prior.save_pretrained(tmp_path / "saved")
+    words = prior.vocabulary.words
+    index = {w: i for i, w in enumerate(["<pad>", "<null>", "a word of its own", *words[2:]])}
+    torch.manual_seed(0)
+    model = type(prior.model)(**{**dict(prior.model.config), "vocabulary": len(index)})
+    loaded = tool.initial_weights(tmp_path / "saved", index, model)
+    assert torch.equal(loaded["words.weight"][3:], prior.model.words.weight[2:])
+    assert torch.equal(loaded["words.weight"][2], model.words.weight[2])
+    assert all(torch.equal(loaded[k], v) for k, v in prior.model.state_dict().items() if k != "words.weight")
+
+
+def test_attention_is_the_same_where_it_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = torch.randn(3, 2, 4, 10, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    q, k = (torch.nn.functional.rms_norm(x, (16,)) for x in (q, k))
+    flash = attention(q, k, v)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    assert torch.allclose(attention(q, k, v), flash, rtol=1e-6, atol=1e-6)  # its weights are float32
