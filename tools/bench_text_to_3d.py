@@ -48,7 +48,7 @@ from rl3d.rewards import Judge, janus_rate, judge_views, load_judge, retrieval
 from rl3d.rewards.damage import scaled_down
 from rl3d.rewards.score import LOOKS, colour_seen
 from rl3d.scenes.mesh import Mesh
-from rl3d.text_to_3d.generate import generate, sample_views
+from rl3d.text_to_3d.generate import generate, sample_views, view_judge
 from rl3d.text_to_3d.options import GenerateOptions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -201,7 +201,8 @@ def _views(bench: Bench, job: Job, folder: Path) -> dict[str, Any]:
         began = time.monotonic()
         with PeakMemory() as memory:
             embedding = bench.prior.encode_prompt(job.prompt, options.negative_prompt)
-            images, _, _ = sample_views(bench.prior, embedding, options, job.seed, lambda step, steps: None)
+            judge = view_judge(job.prompt, options)
+            images, _, _ = sample_views(bench.prior, embedding, options, job.seed, lambda step, steps: None, judge)
         cost = torch.tensor([time.monotonic() - began, memory.mib])
         with atomic_path(file) as temporary:
             save_file({"images": images.cpu().contiguous(), "cost": cost}, temporary)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -222,6 +222,24 @@ def draft_score(prompt: str, scene: Mesh | Gaussians, device: torch.device | str
     images = judge_views(scene, LOOKS["reward"], judge.device)
     with torch.no_grad():
         return float(_mean_embedding(judge, images) @ judge.embed_texts([prompt])[0])
+
+
+def views_scorer(prompt: str, device: torch.device | str = "cpu") -> Callable[[Tensor], float]:
+    """A function that gives the reward judge's similarity of the prompt with views [V, 4, H, W], premultiplied RGBA.
+
+    Raises:
+        InputError: the judge knows no word of the prompt.
+        AssetError: its files are missing or broken.
+    """
+    judge = load_judge("reward", device)
+    with torch.no_grad():
+        wanted = judge.embed_texts([prompt])[0]
+
+    def score(views: Tensor) -> float:
+        with torch.no_grad():
+            return float(judge.encode(views[None]).embedding[0] @ wanted)
+
+    return score
 
 
 @torch.no_grad()

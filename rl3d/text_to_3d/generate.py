@@ -69,16 +69,23 @@ def to_rgba(images: Tensor, prior: Prior) -> Tensor:
 
 
 def sample_views(
-    prior: Prior, prompt: PromptEmbedding, options: GenerateOptions, seed: int, report: Callable[[int, int], None]
-) -> tuple[Tensor, Cameras, list[float]]:
-    """The first group of views: of `sample.candidates` groups the one whose silhouettes agree best in 3D.
+    prior: Prior,
+    prompt: PromptEmbedding,
+    options: GenerateOptions,
+    seed: int,
+    report: Callable[[int, int], None],
+    judge: Callable[[Tensor], float] | None = None,
+) -> tuple[Tensor, Cameras, dict[str, list[float]]]:
+    """The first group of views: of `sample.candidates` groups the one whose silhouettes agree best in 3D and that fits
+    the prompt best by `judge`, if there is one.
 
     Returns:
-        images [V, 4, H, W] premultiplied RGBA, their cameras, and the agreement of every group.
+        images [V, 4, H, W] premultiplied RGBA, their cameras, and every group's "agreement" and "similarity".
     """
     o = options.sample
     cameras = prior.cameras(0.0, math.radians(o.elevation)).to(dtype=torch.float32)
-    groups, scores = [], []
+    groups: list[Tensor] = []
+    scores: dict[str, list[float]] = {"agreement": [], "similarity": []} if judge else {"agreement": []}
     for i in range(o.candidates):
         images = prior.sample(
             prompt,
@@ -89,9 +96,12 @@ def sample_views(
             progress=partial(_overall, report, i, o.candidates),
         )[0]
         groups.append(to_rgba(images, prior))
-        scores.append(lift.agreement(groups[-1][:, 3:], cameras))
-    best = max(range(len(groups)), key=scores.__getitem__)
-    return groups[best], cameras, scores
+        scores["agreement"].append(round(lift.agreement(groups[-1][:, 3:], cameras), 4))
+        if judge:
+            scores["similarity"].append(round(judge(groups[-1]), 4))
+    liked = scores.get("similarity", [0.0] * len(groups))
+    total = [agreed + o.judge_weight * similar for agreed, similar in zip(scores["agreement"], liked)]
+    return groups[max(range(len(groups)), key=total.__getitem__)], cameras, scores
 
 
 def _overall(report: Callable[[int, int], None], i: int, count: int, step: int, steps: int) -> None:
@@ -195,7 +205,7 @@ def generate(
             progress.note(f"warning: {note}")
 
         for i in range(options.best_of):
-            _draft(run, model, embedding, options, i, checkpoints, progress)
+            _draft(run, model, prompt, embedding, options, i, checkpoints, progress)
         chosen = _choose(run, prompt, options, checkpoints, progress)
         state = _distill(run, model, embedding, options, chosen, checkpoints, progress)
         gaussians = state.gaussians()
@@ -222,10 +232,23 @@ def candidate_seed(options: GenerateOptions, i: int) -> int:
     return options.seed if i == 0 else options.seed * 10_007 + 7919 * i
 
 
+def view_judge(prompt: str, options: GenerateOptions) -> Callable[[Tensor], float] | None:
+    """The reward judge's opinion of views; None where it is not asked, or knows no word that a hub prior may know."""
+    if options.sample.candidates == 1 or options.sample.judge_weight == 0:
+        return None
+    from rl3d.rewards.score import views_scorer
+
+    try:
+        return views_scorer(prompt)
+    except InputError:
+        return None
+
+
 def _draft(
     run: Run,
     prior: Prior,
-    prompt: PromptEmbedding,
+    prompt: str,
+    embedding: PromptEmbedding,
     options: GenerateOptions,
     i: int,
     checkpoints: Path,
@@ -239,9 +262,14 @@ def _draft(
         with run.stage(f"views {i}") as facts, progress.stage(f"views {i}", options.sample.steps) as stage:
             if has_views:
                 images, cameras, scores = sample_views(
-                    prior, prompt, options, seed, lambda step, steps: stage.at(step, steps)
+                    prior,
+                    embedding,
+                    options,
+                    seed,
+                    lambda step, steps: stage.at(step, steps),
+                    view_judge(prompt, options),
                 )
-                facts["agreement"] = [round(s, 4) for s in scores]
+                facts.update(scores)
                 _save_views(views_file, images, cameras)
     if not run.is_done(f"lift {i}"):
         with run.stage(f"lift {i}") as facts, progress.stage(f"lift {i}", options.lift.steps) as stage:
@@ -253,7 +281,7 @@ def _draft(
 
             if has_views:
                 images, cameras = _load_views(views_file, place)
-                state, anchor = lift_views(prior, prompt, images, cameras, options, seed, report)
+                state, anchor = lift_views(prior, embedding, images, cameras, options, seed, report)
                 # Not into the views' own file: an interruption right here must find that as it was.
                 _save_views(checkpoints / f"anchor-{i}.safetensors", anchor.images, anchor.cameras)
             else:

@@ -29,7 +29,10 @@ class SampleOptions:
     guidance: float = 4.0  # classifier-free guidance scale; 1 switches it off
     rings: int = 2  # view groups a candidate: each another elevation, its azimuths between the last ones'
     elevation: float = 20.0  # degrees above the horizon of the first group
-    candidates: int = 4  # view groups drawn per asset; the most consistent one is lifted
+    candidates: int = (
+        4  # view groups drawn per asset; the one whose silhouettes agree and that fits the prompt is lifted
+    )
+    judge_weight: float = 0.5  # of the reward judge's similarity beside that agreement; 0: agreement alone
 
     def __post_init__(self) -> None:
         _need(self.steps >= 1, f"sample.steps must be at least 1, got {self.steps}")
@@ -37,6 +40,7 @@ class SampleOptions:
         _need(-10 <= self.elevation <= 45, f"sample.elevation must lie in [-10, 45] degrees, got {self.elevation}")
         _need(self.rings >= 1, f"sample.rings must be at least 1, got {self.rings}")
         _need(self.candidates >= 1, f"sample.candidates must be at least 1, got {self.candidates}")
+        _need_not_negative(self, "sample", "judge_weight")
 
 
 @dataclass(frozen=True)

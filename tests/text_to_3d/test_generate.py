@@ -22,7 +22,15 @@ from rl3d.priors.embedded import EmbeddedPrior
 from rl3d.runs import read_metrics, status
 from rl3d.scenes import Gaussians, Mesh
 from rl3d.text_to_3d import finish
-from rl3d.text_to_3d.generate import candidate_seed, generate, generator_for, text_to_3d, to_rgba
+from rl3d.text_to_3d.generate import (
+    candidate_seed,
+    generate,
+    generator_for,
+    sample_views,
+    text_to_3d,
+    to_rgba,
+    view_judge,
+)
 from rl3d.text_to_3d.options import (
     DistillOptions,
     GenerateOptions,
@@ -83,14 +91,39 @@ def test_the_report(whole: Path) -> None:
     assert (report["prompt"], report["seed"], report["prior"]["name"]) == ("a red box", 1, "tiny")
     assert list(report["stages"]) == ["views 0", "lift 0", "distill", "mesh", "preview", "score"]
     assert all(stage["seconds"] >= 0 for stage in report["stages"].values())
-    agreement = report["stages"]["views 0"]["agreement"]
-    assert len(agreement) == 2 and all(0 <= a <= 1 for a in agreement)
+    drawn = report["stages"]["views 0"]
+    assert len(drawn["agreement"]) == 2 and all(0 <= a <= 1 for a in drawn["agreement"])
+    assert len(drawn["similarity"]) == 2 and all(-1 <= s <= 1 for s in drawn["similarity"])
     assert report["judges"] == VERDICT and report["config"]["lift"]["gaussians"] == 300
     assert report["mesh"]["faces"] == len(Mesh.load(whole / "asset.glb").faces)
     assert {"psnr", "iou"} <= set(report["export"]["check"])
     assert all(isinstance(w, str) for w in report["warnings"])  # noise has no surface to be proud of
     rows = [r["step"] for r in read_metrics(whole / "metrics.jsonl") if r["stage"] == "distill"]
     assert rows == [1, 2, 3, 4, 5, 6]
+
+
+def test_the_judge_chooses_among_groups_that_agree_alike(prior: EmbeddedPrior) -> None:
+    options = replace(TINY, sample=replace(TINY.sample, candidates=3, judge_weight=100.0))
+    embedding = prior.encode_prompt("a red box")
+    liked = iter([0.1, 0.9, 0.5])
+    chosen, _, scores = sample_views(prior, embedding, options, 1, lambda *_: None, lambda views: next(liked))
+    assert scores["similarity"] == [0.1, 0.9, 0.5] and len(scores["agreement"]) == 3
+    second = prior.sample(
+        embedding,
+        prior.cameras(0.0, math.radians(options.sample.elevation)).to(dtype=torch.float32),
+        steps=options.sample.steps,
+        guidance=options.sample.guidance,
+        generator=generator_for(1, 1, 1),
+    )[0]
+    assert torch.equal(chosen, second)
+    _, _, alone = sample_views(prior, embedding, options, 1, lambda *_: None)
+    assert alone == {"agreement": scores["agreement"]}
+
+
+def test_a_prompt_that_the_judge_does_not_know_is_not_judged() -> None:
+    assert view_judge("a red barrel", TINY) is not None
+    assert view_judge("zyzzyva", TINY) is None
+    assert view_judge("a red barrel", replace(TINY, sample=replace(TINY.sample, judge_weight=0.0))) is None
 
 
 class Stop(Exception):

@@ -155,9 +155,9 @@ def stage(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace
         (folder / "report.json").write_text(json.dumps(report))
         (folder / "state.json").write_text('{"finished": true, "stages": {}}')
 
-    def sample_views(prior: Any, prompt: Any, options: Any, seed: int, report: Any) -> tuple[torch.Tensor, None, list]:
+    def sample_views(*arguments: Any) -> tuple[torch.Tensor, None, dict]:
         made.append("views")
-        return torch.rand(4, 4, 64, 64, generator=torch.Generator().manual_seed(seed)), None, []
+        return torch.rand(4, 4, 64, 64, generator=torch.Generator().manual_seed(arguments[3])), None, {}
 
     judge = gold_of(bench)
     prior = SimpleNamespace(name="stand-in", encode_prompt=lambda prompt, negative: None)
