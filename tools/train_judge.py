@@ -200,6 +200,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cooldown", type=float, default=0.6, help="share of this call's minutes with a falling rate")
     parser.add_argument("--recolour", type=float, default=0.5)
     parser.add_argument("--ema", type=float, default=0.99)
+    parser.add_argument("--init", type=Path, help="saved judge, such as assets/judge_gold, to start a new run from")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--save-every", type=float, default=3, help="minutes")
@@ -240,6 +241,11 @@ def main() -> None:
     vocabulary = build_vocabulary([r for r in records if r.split == "train"])
     index = {w: i for i, w in enumerate(vocabulary)}
     model = build_model(getattr(JudgeConfig, args.which)(len(vocabulary))).to(args.device)
+    if args.init and not (args.out / "state.json").is_file():
+        saved = load_judge(args.which, "cpu", args.init)
+        if saved.words != index:
+            raise SystemExit(f"{args.init} was trained on other captions, its words differ; train without --init")
+        model.load_state_dict(saved.model.state_dict())
     no_decay = [p for p in model.parameters() if p.ndim < 2]
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.05},
