@@ -21,7 +21,7 @@ from rl3d.cameras import Cameras
 from rl3d.priors.protocol import Prior, PromptEmbedding
 from rl3d.render.frames import Frames
 from rl3d.text_to_3d.options import DistillOptions
-from rl3d.text_to_3d.splats import Rates, SplatState
+from rl3d.text_to_3d.splats import Rates, SplatState, smallest_scale
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def distill_step(
         kept = ((torch.cat([seen.rgb, seen.alpha], 1) - anchor.images) ** 2).mean()
         numbers["anchor"] = float(kept.detach())
         loss = loss + options.anchor_weight * kept
-    state.descend(loss, rate=1.0 - 0.7 * state.step / max(options.steps, 1))
+    state.descend(loss, 1.0 - 0.7 * state.step / max(options.steps, 1), smallest_scale(cameras))
     return numbers
 
 

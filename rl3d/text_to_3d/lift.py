@@ -15,9 +15,10 @@ from torch import Tensor
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
 from rl3d.text_to_3d.options import LiftOptions
-from rl3d.text_to_3d.splats import Rates, SplatState
+from rl3d.text_to_3d.splats import Rates, SplatState, smallest_scale
 
 LINING = 0.25  # share of the splats that start one voxel under the surface
+CROWD = 3  # splats a surface voxel at most: more of them hide each other, and what is hidden learns nothing
 RADIUS = 0.62  # half the side of the cube that holds every asset, metres
 
 
@@ -39,6 +40,20 @@ def project(points: Tensor, cameras: Cameras) -> tuple[Tensor, Tensor]:
 def sample_images(images: Tensor, xy: Tensor) -> Tensor:
     """Bilinear values [V, P, C] of images [V, C, H, W] at normalised coordinates [V, P, 2]; 0 outside."""
     return F.grid_sample(images, xy[:, None], align_corners=False)[:, :, 0].transpose(1, 2)
+
+
+def thin_parts(alpha: Tensor) -> Tensor:
+    """How much of silhouettes [V, 1, H, W] an opening by 3 x 3 pixels takes away: what is narrower than 3 pixels."""
+    eroded = -F.max_pool2d(-F.pad(alpha, [1] * 4), 3, stride=1)
+    return (alpha - F.max_pool2d(eroded, 3, stride=1, padding=1)).clamp_min(0)
+
+
+def keep_thin(alpha: Tensor) -> Tensor:
+    """Silhouettes [V, 1, H, W] whose thin parts are widened by a pixel and made solid.
+
+    A blade that covers a third of a pixel is still there; without this, voxels of a pixel's size would miss it.
+    """
+    return torch.maximum(alpha, (2 * F.max_pool2d(thin_parts(alpha), 3, stride=1, padding=1)).clamp(max=1))
 
 
 def visual_hull(alpha: Tensor, cameras: Cameras, resolution: int, tolerate: int = 0) -> Tensor:
@@ -77,8 +92,9 @@ def silhouette_iou(a: Tensor, b: Tensor) -> float:
     return float((a & b).sum() / (a | b).sum().clamp_min(1))
 
 
-def agreement(alpha: Tensor, cameras: Cameras, resolution: int = 40) -> float:
+def agreement(alpha: Tensor, cameras: Cameras, resolution: int = 56) -> float:
     """How well the views' silhouettes agree in 3D: IoU of the alphas and of their own hull's silhouettes, in [0, 1]."""
+    alpha = keep_thin(alpha)
     hull = visual_hull(alpha, cameras, resolution)
     return silhouette_iou(hull_silhouettes(hull, cameras), alpha)
 
@@ -96,9 +112,10 @@ def start_from_hull(
     Raises:
         InputError: the views share no volume at all.
     """
-    hull = visual_hull(images[:, 3:], cameras, options.grid, tolerate)
+    alpha = keep_thin(images[:, 3:])
+    hull = visual_hull(alpha, cameras, options.grid, tolerate)
     if not bool((hull > 0.5).any()):
-        hull = visual_hull(images[:, 3:], cameras, options.grid, len(images) // 2)
+        hull = visual_hull(alpha, cameras, options.grid, len(images) // 2)
     # Faint views of a prior in doubt still have a densest part.
     inside = hull > min(0.5, 0.6 * float(hull.max()))
     if float(hull.max()) < 0.1:
@@ -108,7 +125,7 @@ def start_from_hull(
     core = F.avg_pool3d(F.pad(padded, [1] * 6), 5, stride=1)[0, 0] > 0.999
     surface, lining = torch.nonzero(inside & ~crowded), torch.nonzero(crowded & ~core)
     # A lining under the surface closes gaps between splats, through which the far side would show.
-    count = options.gaussians
+    count = min(options.gaussians, max(CROWD * len(surface), 32))
     within = round(LINING * count) if len(lining) else 0
     cell = torch.cat([_draw(surface, count - within, generator), _draw(lining, within, generator)])
     voxel = 2 * RADIUS / options.grid
@@ -121,7 +138,9 @@ def start_from_hull(
     towards = F.normalize(cameras.centres[:, None] - means, dim=-1)
     facing = (normals * towards).sum(-1).clamp_min(0.02) ** 3  # [V, N]
     xy, _ = project(means, cameras)
-    seen = sample_images(images, xy)  # [V, N, 4]
+    # Premultiplied colours, spread over the silhouettes' borders: a splat just outside takes the colour it borders on.
+    soft = F.avg_pool2d(images, 5, stride=1, padding=2)
+    seen = sample_images(images + 0.1 * soft, xy)  # [V, N, 4]
     weight = facing * seen[..., 3]
     colours = (facing[..., None] * seen[..., :3]).sum(0) / weight.sum(0)[:, None].clamp_min(1e-4)
     spread = math.sqrt(len(surface) / (count - within)) * voxel
@@ -129,9 +148,10 @@ def start_from_hull(
     quaternions[:, 0] = 1
     return {
         "means": means,
-        "log_scales": torch.full_like(means, math.log(max(0.7 * spread, 3e-3))),
+        "log_scales": torch.full_like(means, math.log(max(0.7 * spread, 1.5 * smallest_scale(cameras)))),
         "quaternions": quaternions,
-        "opacity_logits": torch.full((len(means),), 2.0, device=means.device),
+        # What some view hardly sees starts faint: opaque splats that have to go would drag their neighbours along.
+        "opacity_logits": torch.logit((0.88 * sample_images(images[:, 3:], xy)[..., 0].amin(0)).clamp(0.05, 0.88)),
         "colours": colours.clamp(0, 1),
     }
 
@@ -159,6 +179,21 @@ def image_loss(frames_rgb: Tensor, frames_alpha: Tensor, images: Tensor, alpha_w
     return colour + alpha_weight * ((frames_alpha - images[:, 3:]) ** 2).mean()
 
 
+def haze(state: SplatState, thin: Tensor, cameras: Cameras, step: int) -> Tensor:
+    """Mean alpha (1 - alpha) of the thin parts of one view, each step another, at twice the resolution; a scalar.
+
+    What covers a third of a pixel can be faint and wide or solid and narrow; the pixels do not tell, a mesh needs the
+    latter. Elsewhere it would only blur.
+
+    Args:
+        thin: [V, 1, H, W] where `thin_parts` found something, 0 or 1.
+    """
+    i = step % len(cameras)
+    one = Cameras(cameras.view[i : i + 1], cameras.intrinsics[i : i + 1], cameras.height, cameras.width)
+    alpha = state.render(one.resized((2 * cameras.height, 2 * cameras.width))).alpha
+    return (alpha * (1 - alpha) * F.interpolate(thin[i : i + 1], scale_factor=2)).mean()
+
+
 def fit(
     state: SplatState,
     images: Tensor,
@@ -168,12 +203,17 @@ def fit(
     report: Callable[[int, float], None] | None = None,
 ) -> SplatState:
     """Move the splats until they look like `images` [V, 4, H, W] from `cameras`."""
+    floor = smallest_scale(cameras)
+    thin = (F.max_pool2d(thin_parts(images[:, 3:]), 5, stride=1, padding=2) > 0.1).float()
+    hazy = options.haze_weight > 0 and bool(thin.any())
     for step in range(steps):
         frames = state.render(cameras)
         loss = image_loss(frames.rgb, frames.alpha, images, options.alpha_weight)
         opacity = state.tensors["opacity_logits"].sigmoid()
         loss = loss + options.flatness_weight * (opacity * (1 - opacity)).mean()
-        state.descend(loss, rate=1.0 - 0.8 * step / max(steps, 1))
+        if hazy:
+            loss = loss + options.haze_weight * haze(state, thin, cameras, step)
+        state.descend(loss, 1.0 - 0.8 * step / max(steps, 1), floor)
         if report is not None:
             report(step + 1, float(loss.detach()))
     return state

@@ -48,10 +48,11 @@ class LiftOptions:
     """Fitting Gaussians to the sampled views, from their visual hull."""
 
     steps: int = 150  # optimisation steps; each renders all sampled views
-    gaussians: int = 3000  # splats placed on the hull
+    gaussians: int = 3000  # splats placed on the hull; fewer where it is small
     grid: int = 64  # voxels a side of the visual hull
     alpha_weight: float = 2.0  # weight of the silhouette term beside the colour term
     flatness_weight: float = 0.02  # pulls opacity to 0 or 1
+    haze_weight: float = 8.0  # makes parts thinner than 3 pixels solid
     lr_means: float = 2e-3  # metres a step
     lr_scales: float = 1e-2
     lr_colours: float = 2e-2
@@ -61,7 +62,7 @@ class LiftOptions:
         _need(self.steps >= 0, f"lift.steps must not be negative, got {self.steps}")
         _need(16 <= self.grid <= 256, f"lift.grid must lie in [16, 256], got {self.grid}")
         _need(1 <= self.gaussians <= 1_000_000, f"lift.gaussians must lie in [1, 1000000], got {self.gaussians}")
-        _need_not_negative(self, "lift", "alpha_weight", "flatness_weight", *RATES)
+        _need_not_negative(self, "lift", "alpha_weight", "flatness_weight", "haze_weight", *RATES)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,14 @@ class Rates:
     opacities: float
 
 
+def smallest_scale(cameras: Cameras) -> float:
+    """A quarter of a pixel at the origin, metres; cameras see nothing smaller (Yu et al. 2024, arXiv 2311.16493).
+
+    Splats below it fit the pixels they were trained on and fall apart into dots in larger pictures.
+    """
+    return 0.25 * float((cameras.centres.norm(dim=1) / cameras.intrinsics[:, 1, 1]).min())
+
+
 @dataclass
 class SplatState:
     """Leaf tensors of N Gaussians (see `Gaussians`; `colours` [N, 3] are sRGB) and the optimizer that moves them."""
@@ -70,8 +78,8 @@ class SplatState:
         )
         return Frames(rgb, alpha, depth)
 
-    def descend(self, loss: Tensor, rate: float = 1.0) -> None:
-        """One Adam step on `loss`, with the rates scaled by `rate`; keeps splats inside sane sizes."""
+    def descend(self, loss: Tensor, rate: float = 1.0, floor: float = 2e-3) -> None:
+        """One Adam step on `loss`, with the rates scaled by `rate`; keeps scales in [`floor`, 0.12] metres."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         base = [group["lr"] for group in self.optimizer.param_groups]
@@ -81,7 +89,7 @@ class SplatState:
         for group, lr in zip(self.optimizer.param_groups, base):
             group["lr"] = lr
         with torch.no_grad():
-            self.tensors["log_scales"].clamp_(math.log(2e-3), math.log(0.12))
+            self.tensors["log_scales"].clamp_(math.log(floor), math.log(0.12))
             self.tensors["colours"].clamp_(0, 1)
             self.tensors["opacity_logits"].clamp_(-6, 6)
         self.step += 1
