@@ -65,7 +65,7 @@ class Mesh:
         return load_mesh(path)
 
     def save(self, path: str | Path, crease: float | None = None) -> None:
-        """Write GLB, OBJ, PLY, STL or OFF by the suffix, see `rl3d.scenes.mesh_io.save_mesh`."""
+        """Write GLB, OBJ, PLY, STL, OFF or USD by the suffix, see `rl3d.scenes.mesh_io.save_mesh`."""
         from rl3d.scenes.mesh_io import save_mesh
 
         save_mesh(self, path, crease)
