@@ -46,7 +46,7 @@ def shared(opacities: Tensor, log_scales: Tensor, count: Tensor, least: float = 
     o' = 1 - (1 - o)^(1 / n) hides as much at the centre; the standard deviations are multiplied so that a line through
     the centre collects as much. The paper's double sum over i <= n and k < i of C(i - 1, k) (-1)^k o'^(k + 1) /
     sqrt(k + 1) is the integral of 1 - (1 - o' exp(-x^2 / 2))^n over x, divided by sqrt(2 pi); the sum cancels to
-    nothing for many copies, the trapezoid rule here (241 points) is exact to 1e-12 and does not.
+    nothing for many copies, the trapezoid rule here (81 points) is exact to 1e-9 for a million copies.
 
     Args:
         opacities: [K] in (0, 1). log_scales: [K, 3]. count: [K] whole numbers >= 1.
@@ -57,8 +57,8 @@ def shared(opacities: Tensor, log_scales: Tensor, count: Tensor, least: float = 
     """
     n, whole = count.double(), opacities.double().clamp(max=OPAQUE)
     one = (-torch.expm1(torch.log1p(-whole) / n)).clamp_min(least)  # o'
-    across = torch.linspace(0, 12, 241, dtype=torch.float64, device=n.device)  # standard deviations
-    profile = -torch.expm1(n[:, None] * torch.log1p(-one[:, None] * torch.exp(-0.5 * across**2)))  # [K, 241]
+    across = torch.linspace(0, 12, 81, dtype=torch.float64, device=n.device)  # standard deviations
+    profile = -torch.expm1(n[:, None] * torch.log1p(-one[:, None] * torch.exp(-0.5 * across**2)))  # [K, 81]
     collected = torch.trapezoid(profile, across, dim=1) * math.sqrt(2 / math.pi)
     return one.to(opacities), log_scales + (whole / collected).log().to(log_scales)[:, None]
 

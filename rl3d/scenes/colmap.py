@@ -86,7 +86,7 @@ def save_colmap(capture: Capture, folder: str | Path, binary: bool = True) -> No
     so on. There are no feature matches to write, so tracks and reprojection errors are empty and 0.
 
     Raises:
-        InputError: a view that is no rotation and translation, a skewed lens, a name with a line break.
+        InputError: a view that is no rotation and translation, a skewed lens, a name with line breaks or (text) blanks.
     """
     cameras, folder = capture.cameras, Path(folder)
     pose = cameras.view.detach().cpu().double().numpy()
@@ -99,6 +99,8 @@ def save_colmap(capture: Capture, folder: str | Path, binary: bool = True) -> No
     names = capture.names or tuple(f"{i:04d}.png" for i in range(len(cameras)))
     if bad := [n for n in names if not n or not n.isprintable()]:
         raise InputError(f"picture name {bad[0]!r} is empty or holds control characters; rename it")
+    if not binary and (bad := [n for n in names if " " in n]):
+        raise InputError(f"COLMAP's text format cuts names at blanks, such as {bad[0]!r}; write the binary one")
     pinholes, lens_of = np.unique(k[:, [0, 1, 0, 1], [0, 1, 2, 2]], axis=0, return_inverse=True)
     quaternions = _quaternions(pose[:, :3, :3])
     rows = [

@@ -38,7 +38,7 @@ def captures(draw: st.DrawFn) -> Capture:
     lens = 10 + 90 * torch.rand(count, 4, generator=g, dtype=torch.float64)
     k[:, 0, 0], k[:, 1, 1], k[:, 0, 2], k[:, 1, 2] = lens.unbind(1)
     cameras = Cameras(view, k, draw(st.integers(1, 500)), draw(st.integers(1, 500)))
-    names = tuple(draw(st.sampled_from(["a.png", "sub/b c.jpg", "ü.png"])) + str(i) for i in range(count))
+    names = tuple(draw(st.sampled_from(["a.png", "sub/b.jpg", "ü.png"])) + str(i) for i in range(count))
     colours = torch.randint(0, 256, (3, 3), generator=g) / 255.0
     points = PointCloud(torch.randn(3, 3, generator=g, dtype=torch.float64), colours=colours.double())
     return Capture(cameras, names, points)
@@ -120,7 +120,7 @@ def test_quaternions_are_w_first_right_handed_and_of_any_sign_and_length(
     x_axis = capture.cameras.view[0, :3, 0]
     torch.testing.assert_close(x_axis, torch.tensor(seen, dtype=torch.float32), atol=1e-6, rtol=0)
     torch.testing.assert_close(capture.cameras.view[0, :3, 3], torch.tensor([0.5, 0, 2]))
-    save_colmap(capture, tmp_path / "again", binary=False)
+    save_colmap(replace(capture, names=("ab.png",)), tmp_path / "again", binary=False)
     words = (tmp_path / "again" / "images.txt").read_text().splitlines()[1].split()
     assert [float(w) for w in words[1:5]] == pytest.approx(q, abs=1e-6)  # back in the half with w >= 0
 
@@ -201,8 +201,57 @@ def test_bad_poses_folders_and_captures_are_refused(tmp_path: Path) -> None:
         save_colmap(Capture(skewed), tmp_path)
     with pytest.raises(InputError, match="control characters"):
         save_colmap(Capture(cameras, ("a.png", "b\n.png")), tmp_path)
+    with pytest.raises(InputError, match=r"cuts names at blanks.*'a b\.png'; write the binary one"):
+        save_colmap(Capture(cameras, ("a b.png", "c.png")), tmp_path, binary=False)
     with pytest.raises(InputError, match="2 cameras needs as many names, got 1"):
         Capture(cameras, ("a.png",))
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_colmap_itself_reads_what_we_write(tmp_path: Path, binary: bool) -> None:
+    pycolmap = pytest.importorskip("pycolmap", reason="pycolmap is not installed: COLMAP itself was NOT asked")
+    cameras = Cameras.orbit(torch.tensor([0.1, 1.5, 4.0], dtype=torch.float64), 0.3, 2.2, 0.7, (120, 160))
+    k = cameras.intrinsics.clone()
+    k[1, 0, 2], k[2, 1, 1] = k[1, 0, 2] + 3, k[2, 1, 1] * 1.1
+    cameras = replace(cameras, intrinsics=k)
+    names = ("b.png", "sub/ü.png", "with blank.png" if binary else "c.png")
+    points = PointCloud(torch.rand(5, 3, dtype=torch.float64) - 0.5, colours=torch.rand(5, 3, dtype=torch.float64))
+    save_colmap(Capture(cameras, names, points), tmp_path, binary)
+    theirs = pycolmap.Reconstruction(str(tmp_path))
+    assert [theirs.images[i].name for i in (1, 2, 3)] == list(names)
+    pixels, _ = cameras.project(points.points)
+    for i, image in theirs.images.items():
+        lens, pose = theirs.cameras[image.camera_id], image.cam_from_world()
+        seen = np.array([lens.img_from_cam(pose * p) for p in points.points.numpy()]).reshape(-1, 2)
+        np.testing.assert_allclose(seen, pixels[i - 1].numpy(), atol=1e-9)
+    assert points.colours is not None
+    for i, point in theirs.points3D.items():
+        np.testing.assert_array_equal(point.xyz, points.points[i - 1].numpy())
+        np.testing.assert_allclose(point.color / 255, points.colours[i - 1].numpy(), atol=0.51 / 255)
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_we_read_what_colmap_itself_writes(tmp_path: Path, text: bool) -> None:
+    """A synthetic model with tracks and unmatched 2D points: our projections are the pixels that COLMAP observed."""
+    pycolmap = pytest.importorskip("pycolmap", reason="pycolmap is not installed: COLMAP itself was NOT asked")
+    options = pycolmap.SyntheticDatasetOptions()
+    options.camera_model_id = pycolmap.CameraModelId.SIMPLE_PINHOLE
+    options.camera_params = [1280.0, 512.0, 384.0]
+    options.num_points3D = 20
+    theirs = pycolmap.synthesize_dataset(options)
+    (theirs.write_text if text else theirs.write_binary)(str(tmp_path))
+    capture = load_colmap(tmp_path, torch.float64)
+    assert capture.points is not None and len(capture.points) == 20 and len(capture.cameras) == 10
+    order = {number: row for row, number in enumerate(sorted(theirs.points3D))}
+    pixels, _ = capture.cameras.project(capture.points.points)
+    checked = 0
+    for image in theirs.images.values():
+        view = capture.names.index(image.name)
+        for point in image.points2D:
+            if point.has_point3D():
+                np.testing.assert_allclose(pixels[view, order[point.point3D_id]].numpy(), point.xy, atol=1e-6)
+                checked += 1
+    assert checked == 200
 
 
 # transforms.json

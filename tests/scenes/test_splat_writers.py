@@ -117,6 +117,31 @@ def test_dot_splat_there_and_back_is_within_a_byte(tmp_path: Path) -> None:
     assert math.isfinite(float(back.opacity_logits.abs().max()))
 
 
+@pytest.mark.parametrize("degree", [0, 1, 2, 3])
+def test_we_read_what_gsplat_itself_writes(tmp_path: Path, degree: int) -> None:
+    exporter = pytest.importorskip("gsplat.exporter", reason="gsplat is not installed: its own files were NOT read")
+    g = torch.Generator().manual_seed(degree)
+    n = 20
+    means, log_scales = torch.randn(n, 3, generator=g), torch.randn(n, 3, generator=g) - 3
+    unit = torch.nn.functional.normalize(torch.randn(n, 4, generator=g), dim=1)
+    sh = torch.rand(n, (degree + 1) ** 2, 3, generator=g) - 0.5
+    ours = Gaussians(means, log_scales, unit, torch.randn(n, generator=g), sh)
+    for name in ("s.ply", "s.splat"):
+        exporter.export_splats(
+            means, log_scales, unit, ours.opacity_logits, sh[:, :1], sh[:, 1:],
+            format=name.partition(".")[2], save_to=str(tmp_path / name),
+        )  # fmt: skip
+    back = Gaussians.load(tmp_path / "s.ply")
+    for field, value in vars(ours).items():
+        assert torch.equal(getattr(back, field), value), field
+    back = Gaussians.load(tmp_path / "s.splat")  # its bytes are rounded down, its rows are in another order
+    ours = ours[torch.tensor([int((means == m).all(1).nonzero()) for m in back.means])]
+    torch.testing.assert_close(back.log_scales, ours.log_scales, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(back.colours, ours.colours, atol=1.01 / 255, rtol=0)
+    torch.testing.assert_close(back.opacities, ours.opacities, atol=1.01 / 255, rtol=0)
+    torch.testing.assert_close(back.quaternions, ours.quaternions, atol=1.01 / 128, rtol=0)
+
+
 def test_broken_dot_splats_are_refused(tmp_path: Path) -> None:
     good = struct.pack("<6f8B", 1, -2, 3, 0.5, 0.25, 2.0, 255, 0, 51, 153, 128, 192, 64, 128)
     cases = {
