@@ -106,7 +106,7 @@ def _copies(policy: MarkovChain, gaussians: Gaussians, moments: Moments, source:
 def with_noise(
     policy: MarkovChain, gaussians: Gaussians, learning_rate: float, generator: torch.Generator
 ) -> Gaussians:
-    """Positions after one step of Langevin noise: faint Gaussians wander, opaque ones stay (Kheradmand et al., eq. 8).
+    """Positions after one step of Langevin noise: faint Gaussians wander, opaque ones stay.
 
     mean += learning_rate * noise * sigmoid(100 (0.005 - opacity)) * covariance @ (standard normal draw).
 
