@@ -159,7 +159,8 @@ def _cameras(images: list[_Image], lenses: _Lenses, folder: Path, dtype: torch.d
             f"{folder}: cameras must share one image size, got (width, height) {sizes}; resize or split it"
         )
     poses = np.array([pose for _, pose, _, _ in images], np.float64)  # [V, 7]
-    bad = int((~np.isfinite(poses).all(1) | ~(np.abs(poses[:, :4]).max(1) > 0)).sum())
+    length = np.abs(poses[:, :4]).max(1)
+    bad = int((~np.isfinite(poses).all(1) | ~((length > 1e-100) & (length < 1e100))).sum())  # squares stay finite
     if bad:
         raise InputError(f"{folder}: {bad} of {len(images)} poses are not finite or have a quaternion of zeros")
     view = np.tile(np.eye(4), (len(images), 1, 1))

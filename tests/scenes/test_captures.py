@@ -186,7 +186,7 @@ def test_bad_poses_folders_and_captures_are_refused(tmp_path: Path) -> None:
         load_colmap(tmp_path)
     assert load_colmap(tmp_path / "sparse" / "0").names == ("0000.png", "0001.png")
     (tmp_path / "cameras.txt").write_text("1 PINHOLE 40 30 50 50 20 15\n")
-    for pose, words in (("0 0 0 0 0 0 0", "zeros"), ("1 0 0 0 nan 0 0", "not finite")):
+    for pose, words in (("0 0 0 0 0 0 0", "zeros"), ("1e-300 0 0 0 0 0 0", "zeros"), ("1 0 0 0 nan 0 0", "not finite")):
         (tmp_path / "images.txt").write_text(f"1 {pose} 1 a.png\n\n")
         with pytest.raises(InputError, match=words):
             load_colmap(tmp_path)
