@@ -8,7 +8,7 @@ from pathlib import Path
 from rl3d.errors import InputError
 
 LONGEST_PROMPT = 500
-SCENE_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
+SCENE_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".splat")
 
 
 def prompt(text: str) -> str:

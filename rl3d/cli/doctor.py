@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rl3d import __version__
+from rl3d.backends import BACKENDS, why_not
 from rl3d.environment import available_cpus, cpu_name, package_version
 
 # What the package metadata requires; a test compares the two.
@@ -50,30 +51,20 @@ class Extra:
 
 
 EXTRAS = (
-    Extra("gsplat", "gsplat", "fast Gaussian splatting on CUDA GPUs", "Apache-2.0", "pip install gsplat"),
-    Extra(
-        "pytorch3d",
-        "pytorch3d",
-        "PyTorch3D's mesh rasterizer as a backend (planned)",
-        "BSD-3-Clause",
-        "build it: see PyTorch3D's INSTALL.md",
+    *(
+        Extra(b.name, b.module, b.adds, b.licence, b.install)
+        for b in BACKENDS.values()
+        if b.name not in ("cpu", "torch")
     ),
     Extra(
         "open3d",
         "open3d",
-        "registration and ray casting on scans (planned)",
+        "meshes and point clouds to and from Open3D",
         "MIT",
         "pip install open3d-cpu (or open3d)",
     ),
-    Extra(
-        "nvdiffrast",
-        "nvdiffrast",
-        "NVIDIA's mesh rasterizer, only when asked for by name (planned)",
-        "NVIDIA Source Code License, non-commercial",
-        "pip install git+https://github.com/NVlabs/nvdiffrast",
-    ),
     Extra("viser", "viser", "a live viewer in the browser (planned)", "Apache-2.0", "pip install viser"),
-    Extra("usd-core", "pxr", "USD files (planned)", "TOST-1.0", "pip install usd-core"),
+    Extra("usd-core", "pxr", "USD files of meshes", "TOST-1.0", "pip install usd-core"),
     Extra("gymnasium", "gymnasium", "environments for 3D agents (planned)", "MIT", "pip install gymnasium"),
     Extra("peft", "peft", "LoRA fine-tuning of hub models (planned)", "Apache-2.0", "pip install peft"),
     Extra(
@@ -123,7 +114,7 @@ def examine() -> dict[str, Any]:
         "cpu": {"name": cpu_name(), "cpus": available_cpus(), "features": cpu_features()},
         "torch": torch_facts,
         "packages": packages,
-        "backends": _backends(torch_facts),
+        "backends": _backends(),
         "models": _models(broken),
         "extras": extras,
         "caches": caches,
@@ -143,7 +134,9 @@ def describe(report: dict[str, Any]) -> str:
         lines += [f"  GPU {i}: {g['name']}, {g['memory_mib']} MiB" for i, g in enumerate(torch["gpus"])]
     lines.append("packages: " + ", ".join(f"{k} {v or 'MISSING'}" for k, v in report["packages"].items()))
     lines.append("render backends:")
-    lines += [f"  {name}: {state}" for name, state in report["backends"].items()]
+    for name, backend in report["backends"].items():
+        able = f"{', '.join(backend['scenes'])}; {', '.join(backend['devices'])}; {', '.join(backend['dtypes'])}"
+        lines.append(f"  {name:<10}  {able:<45}  {backend['why_not'] or 'ok'}")
     lines.append("embedded models:")
     for model in report["models"]:
         size = f"{model['bytes'] / 2**20:.1f} MiB"
@@ -200,15 +193,11 @@ def _torch_facts(broken: list[str]) -> dict[str, Any]:
     }
 
 
-def _backends(torch_facts: dict[str, Any]) -> dict[str, str]:
-    """What can render here, in words. gsplat is not imported: without CUDA it imports and fails later."""
-    gsplat = "not installed"
-    if find_spec("gsplat") is not None:
-        gsplat = "ok" if torch_facts.get("gpus") else "installed, but needs a CUDA GPU"
+def _backends() -> dict[str, dict[str, Any]]:
+    """What can render what, and why it cannot here (None: it can)."""
     return {
-        "cpu": "ok" if find_spec("numba") is not None else "needs numba",
-        "torch": "ok" if torch_facts else "needs torch",
-        "gsplat": gsplat,
+        name: {"scenes": b.scenes, "devices": b.devices, "dtypes": b.dtypes, "why_not": why_not(name)}
+        for name, b in BACKENDS.items()
     }
 
 

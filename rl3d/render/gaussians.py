@@ -14,6 +14,7 @@ from numba import get_num_threads
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rl3d.backends import GAUSSIANS, check_backend
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
 from rl3d.render import gaussians_cpu, gaussians_cpu_projection, spherical_harmonics
@@ -22,8 +23,6 @@ from rl3d.render.gaussians_torch import Projection, project, rotations, splat_to
 from rl3d.scenes.gaussians import Gaussians
 
 __all__ = ["Projection", "project", "render_gaussians", "splat"]
-
-BACKENDS = ("cpu", "torch", "gsplat")
 
 
 class _SplatCPU(torch.autograd.Function):
@@ -200,12 +199,11 @@ def splat(
         rgb, alpha, depth = _splat_cpu(*scene, view, intrinsics, height, width)
     elif backend == "torch":
         rgb, alpha, depth = splat_torch(*scene, view, intrinsics, height, width)
-    elif backend == "gsplat":
-        from rl3d.render.gaussians_gsplat import splat_gsplat  # an optional package: only when asked for by name
+    else:  # an optional package, only when asked for by name
+        check_backend(backend, GAUSSIANS, means.device.type, str(means.dtype).removeprefix("torch."))
+        from rl3d.render.gaussians_gsplat import splat_gsplat
 
         rgb, alpha, depth = splat_gsplat(*scene, view, intrinsics, height, width)
-    else:
-        raise InputError(f"unknown backend {backend!r} for Gaussians; choose one of {', '.join(BACKENDS)}")
     if isinstance(background, Tensor):
         behind = background.to(rgb).expand(views, channels)[:, :, None, None]
         return rgb + (1 - alpha) * behind, alpha, depth

@@ -8,11 +8,13 @@ silhouettes differentiably belongs between `shade` and `_filter` in `render_mesh
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from importlib import import_module
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize
 
+from rl3d.backends import MESHES, check_backend
 from rl3d.cameras import Cameras
 from rl3d.colour import linear_to_srgb, srgb_to_linear
 from rl3d.errors import InputError
@@ -48,15 +50,17 @@ def rasterize(vertices: Tensor, faces: Tensor, cameras: Cameras, backend: str | 
     Args:
         vertices: [N, 3] float, world. faces: [F, 3] int64.
         cameras: V cameras; cast to the dtype of `vertices`.
-        backend: "cpu" (compiled; CPU and float32), "torch" (brute force, anywhere), None: "cpu" where it can.
+        backend: "cpu" (compiled; CPU and float32), "torch" (brute force, anywhere), None: "cpu" where it can; or an
+            optional package by name, see `rl3d.backends`.
 
     Raises:
         InputError: vertices that are not finite, face indices out of range, or tensors on different devices.
     """
     _check_geometry(vertices, faces, cameras)
     fits_kernel = vertices.device.type == "cpu" and vertices.dtype == torch.float32
-    if backend not in (None, *BACKENDS):
-        raise InputError(f"unknown backend {backend!r} for meshes; choose one of {', '.join(BACKENDS)}")
+    if backend not in (None, *BACKENDS):  # an optional package, only when asked for by name
+        check_backend(backend, MESHES, vertices.device.type, str(vertices.dtype).removeprefix("torch."))
+        return import_module(f"rl3d.render.meshes_{backend}").rasterize(vertices, faces, cameras)
     if backend == "cpu" and not fits_kernel:
         raise InputError(f'backend "cpu" takes float32 tensors on the CPU, got {vertices.dtype} on {vertices.device}')
     view, intrinsics = cameras.view.to(vertices.dtype), cameras.intrinsics.to(vertices.dtype)

@@ -42,8 +42,8 @@ def render(
             two-sided. Gaussians carry their light in their colours and take "unlit" only.
         supersample: k renders k x k samples a pixel and box-filters them, so that a mesh's alpha is coverage.
         normals: also return world-space normals.
-        backend: "cpu" (compiled kernels; float32 on the CPU), "torch" (plain, any device and dtype), "gsplat"
-            (Gaussians on CUDA); None: "cpu" where it can, else "torch".
+        backend: "cpu" (compiled kernels; float32 on the CPU), "torch" (plain, any device and dtype), or an optional
+            package by name, see `rl3d.backends`; None: "cpu" where it can, else "torch".
 
     Returns:
         Frames: rgb [V, 3, H, W] sRGB over the background, alpha, depth, normal. Colours are not clamped.

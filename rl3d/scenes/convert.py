@@ -11,6 +11,7 @@ from rl3d.colour import linear_to_srgb
 from rl3d.errors import InputError
 from rl3d.scenes.gltf_write import picture_of
 from rl3d.scenes.mesh import Mesh
+from rl3d.scenes.point_cloud import PointCloud
 from rl3d.scenes.raw import Material, RawMesh, bake
 from rl3d.scenes.texture import to_bytes
 
@@ -63,6 +64,35 @@ def from_trimesh(source: trimesh.Trimesh | trimesh.Scene) -> Mesh:
     if not parts:
         raise InputError("the trimesh object holds no triangles")
     return bake(_concatenate([_raw(part, matrix) for part, matrix in parts]), "the trimesh object")
+
+
+def points_to_trimesh(cloud: PointCloud) -> trimesh.PointCloud:
+    """The same points as trimesh.PointCloud, colours in 8 bits; normals have no place there."""
+    import trimesh
+
+    colours = None if cloud.colours is None else to_bytes(cloud.colours)
+    return trimesh.PointCloud(cloud.points.detach().cpu().double().numpy(), colors=colours)
+
+
+def points_from_trimesh(source: trimesh.PointCloud) -> PointCloud:
+    """A PointCloud, float32 on the CPU; colours where the trimesh one has as many as points.
+
+    Raises:
+        InputError: another kind of object, no points, NaN.
+    """
+    import trimesh
+
+    if not isinstance(source, trimesh.PointCloud):
+        raise InputError(f"expected a trimesh.PointCloud, got {type(source).__name__}")
+    points = np.asarray(source.vertices, np.float32).reshape(-1, 3)
+    if len(points) == 0 or not np.isfinite(points).all():
+        raise InputError(f"the trimesh point cloud has {len(points)} points, all must be finite and there must be one")
+    colours = np.asarray(source.colors)
+    coloured = colours.ndim == 2 and len(colours) == len(points)
+    return PointCloud(
+        torch.from_numpy(points.copy()),
+        colours=torch.from_numpy(colours[:, :3].astype(np.float32) / 255) if coloured else None,
+    )
 
 
 def _raw(part: Any, matrix: np.ndarray) -> RawMesh:

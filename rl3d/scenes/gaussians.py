@@ -65,13 +65,13 @@ class Gaussians:
 
     @staticmethod
     def load(path: str | Path) -> Gaussians:
-        """Read a splat PLY, see `rl3d.scenes.splat_io.load_splats`."""
+        """Read a splat PLY or a .splat, see `rl3d.scenes.splat_io.load_splats`."""
         from rl3d.scenes.splat_io import load_splats
 
         return load_splats(path)
 
     def save(self, path: str | Path) -> None:
-        """Write a splat PLY in the usual layout, see `rl3d.scenes.splat_io.save_splats`."""
+        """Write a splat PLY in the usual layout, or a .splat, by the suffix; see `rl3d.scenes.splat_io.save_splats`."""
         from rl3d.scenes.splat_io import save_splats
 
         save_splats(self, path)

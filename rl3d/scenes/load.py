@@ -16,7 +16,7 @@ from rl3d.scenes.mesh import Mesh
 from rl3d.scenes.mesh_io import load_mesh
 from rl3d.scenes.ply_mesh_io import encode_points, point_columns
 from rl3d.scenes.point_cloud import PointCloud
-from rl3d.scenes.splat_io import is_splat_header, parse_splats
+from rl3d.scenes.splat_io import is_splat_header, load_splats, parse_splats
 from rl3d.scenes.texture import to_bytes
 
 
@@ -27,6 +27,8 @@ def load_scene(path: str | Path) -> Mesh | Gaussians | PointCloud:
         InputError: as `Mesh.load`, `Gaussians.load` and `PointCloud.load`.
     """
     path = Path(path)
+    if path.suffix.lower() == ".splat":
+        return load_splats(path)
     if path.suffix.lower() != ".ply":
         return load_mesh(path)
     data = read_bytes(path)

@@ -12,6 +12,7 @@ from torch import Tensor
 from rl3d.errors import InputError
 
 if TYPE_CHECKING:
+    import open3d
     import trimesh
 
 
@@ -64,7 +65,7 @@ class Mesh:
         return load_mesh(path)
 
     def save(self, path: str | Path, crease: float | None = None) -> None:
-        """Write GLB, OBJ, PLY, STL or OFF by the suffix, see `rl3d.scenes.mesh_io.save_mesh`."""
+        """Write GLB, OBJ, PLY, STL, OFF or USD by the suffix, see `rl3d.scenes.mesh_io.save_mesh`."""
         from rl3d.scenes.mesh_io import save_mesh
 
         save_mesh(self, path, crease)
@@ -142,3 +143,19 @@ class Mesh:
         from rl3d.scenes.convert import from_trimesh
 
         return from_trimesh(source)
+
+    def to_open3d(self) -> open3d.geometry.TriangleMesh:
+        """An open3d.geometry.TriangleMesh with the same surface and colours, see `rl3d.scenes.convert_open3d`."""
+        from rl3d.scenes.convert_open3d import to_open3d
+
+        return to_open3d(self)
+
+    @staticmethod
+    def from_open3d(source: open3d.geometry.TriangleMesh) -> Mesh:
+        """From a triangle mesh of Open3D, see `rl3d.scenes.convert_open3d`."""
+        from rl3d.scenes.convert_open3d import from_open3d
+
+        mesh = from_open3d(source)
+        if not isinstance(mesh, Mesh):
+            raise InputError("the Open3D object is a point cloud; use PointCloud.from_open3d")
+        return mesh

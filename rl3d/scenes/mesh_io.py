@@ -22,6 +22,7 @@ from rl3d.scenes.obj_io import read_obj, write_obj
 from rl3d.scenes.ply_mesh_io import read_ply_mesh, write_ply_mesh
 from rl3d.scenes.raw import RawMesh, bake
 from rl3d.scenes.stl_off_io import encode_off, encode_stl, read_off, read_stl
+from rl3d.scenes.usd_write import USD_SUFFIXES, write_usd
 
 if TYPE_CHECKING:
     from rl3d.scenes.mesh import Mesh
@@ -40,6 +41,7 @@ _WRITERS: dict[str, Callable[[Mesh, Path], None]] = {
     ".ply": write_ply_mesh,
     ".stl": lambda mesh, path: atomic_write_bytes(path, encode_stl(mesh)),
     ".off": lambda mesh, path: atomic_write_bytes(path, encode_off(mesh)),
+    **dict.fromkeys(USD_SUFFIXES, write_usd),
 }
 MESH_SUFFIXES = tuple(_READERS)
 
@@ -80,10 +82,10 @@ def load_mesh(path: str | Path) -> Mesh:
 
 
 def save_mesh(mesh: Mesh, path: str | Path, crease: float | None = None) -> None:
-    """Write a mesh file, atomically: GLB, OBJ (+ MTL + PNG), PLY (+ PNG), STL (no colours) or OFF.
+    """Write a mesh file, atomically: GLB, OBJ (+ MTL + PNG), PLY (+ PNG), STL (no colours), OFF or USD (by usd-core).
 
     Args:
-        crease: radians; a GLB gets normals that are smooth across edges that turn by less. None: no normals, which
+        crease: radians; GLB and USD get normals that are smooth across edges that turn by less. None: no normals, which
             viewers show as flat faces. Other formats take no normals.
 
     Raises:
@@ -98,5 +100,7 @@ def save_mesh(mesh: Mesh, path: str | Path, crease: float | None = None) -> None
             raise InputError(f"the mesh has NaN or infinite {name}; nothing was written to {path}")
     if crease is not None and path.suffix.lower() == ".glb":
         atomic_write_bytes(path, encode_glb(mesh, crease))
+    elif path.suffix.lower() in USD_SUFFIXES:
+        write_usd(mesh, path, crease)
     else:
         writer(mesh, path)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from rl3d.errors import InputError
 from rl3d.scenes.mesh import Mesh
+
+if TYPE_CHECKING:
+    import open3d
+    import trimesh
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,35 @@ class PointCloud:
         from rl3d.scenes.load import save_points
 
         save_points(self, path)
+
+    def to_trimesh(self) -> trimesh.PointCloud:
+        """A trimesh.PointCloud with 8-bit colours; it has no place for normals. See `rl3d.scenes.convert`."""
+        from rl3d.scenes.convert import points_to_trimesh
+
+        return points_to_trimesh(self)
+
+    @staticmethod
+    def from_trimesh(source: trimesh.PointCloud) -> PointCloud:
+        """From a trimesh.PointCloud, see `rl3d.scenes.convert`."""
+        from rl3d.scenes.convert import points_from_trimesh
+
+        return points_from_trimesh(source)
+
+    def to_open3d(self) -> open3d.geometry.PointCloud:
+        """An open3d.geometry.PointCloud with normals and colours, see `rl3d.scenes.convert_open3d`."""
+        from rl3d.scenes.convert_open3d import to_open3d
+
+        return to_open3d(self)
+
+    @staticmethod
+    def from_open3d(source: open3d.geometry.PointCloud) -> PointCloud:
+        """From a point cloud of Open3D, see `rl3d.scenes.convert_open3d`."""
+        from rl3d.scenes.convert_open3d import from_open3d
+
+        cloud = from_open3d(source)
+        if not isinstance(cloud, PointCloud):
+            raise InputError("the Open3D object is a triangle mesh; use Mesh.from_open3d")
+        return cloud
 
 
 def sample_surface(mesh: Mesh, count: int, generator: torch.Generator | None = None) -> PointCloud:

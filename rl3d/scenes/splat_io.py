@@ -17,6 +17,7 @@ from rl3d.errors import InputError
 from rl3d.files import atomic_write_bytes
 from rl3d.scenes import ply
 from rl3d.scenes.checks import MAX_COORDINATE, read_bytes
+from rl3d.scenes.dot_splat_io import decode_splat, encode_splat
 
 if TYPE_CHECKING:
     from rl3d.scenes.gaussians import Gaussians
@@ -32,9 +33,10 @@ def is_splat_header(header: ply.Header) -> bool:
 
 
 def load_splats(path: str | Path) -> Gaussians:
-    """Read a splat PLY: properties in any order, extra ones ignored, ASCII or binary, degrees 0 to 3.
+    """Read a splat PLY (properties in any order, extra ones ignored, ASCII or binary, degrees 0 to 3) or a .splat.
 
-    Plain `red green blue` (0 to 255, as nerfstudio's colour mode writes) stand in for f_dc where that is missing.
+    Plain `red green blue` (integers as nerfstudio's colour mode writes, or floats in [0, 1]) stand in for f_dc where
+    that is missing.
 
     Returns:
         float32 tensors on the CPU; the bits of a float32 file are kept.
@@ -43,9 +45,15 @@ def load_splats(path: str | Path) -> Gaussians:
         InputError: missing, empty, truncated or other file; missing properties; NaN, infinity or absurd positions.
     """
     path = Path(path)
-    if path.suffix.lower() != ".ply":
-        raise InputError(f"Gaussian splats are read from .ply files, got {path.name!r}; convert it to a splat PLY")
+    if path.suffix.lower() not in (".ply", ".splat"):
+        raise InputError(
+            f"Gaussian splats are read from .ply and .splat files, got {path.name!r}; convert it to a splat PLY"
+        )
     data = read_bytes(path)
+    if path.suffix.lower() == ".splat":
+        gaussians = decode_splat(data, path)
+        _check(gaussians, str(path))
+        return gaussians
     return parse_splats(data, ply.parse_header(data, path), path)
 
 
@@ -82,7 +90,10 @@ def parse_splats(data: bytes, header: ply.Header, path: Path) -> Gaussians:
     if coloured:
         base = columns("f_dc_0", "f_dc_1", "f_dc_2")
     else:
-        base = ((columns("red", "green", "blue") / 255.0 - 0.5) / SH_C0).astype(np.float32)
+        red = vertex["red"]
+        assert isinstance(red, np.ndarray)
+        white = np.iinfo(red.dtype).max if red.dtype.kind in "iu" else 1.0
+        base = ((columns("red", "green", "blue") / white - 0.5) / SH_C0).astype(np.float32)
     sh = base[:, None, :]  # [N, 1, 3]
     if rest:
         higher = columns(*(f"f_rest_{i}" for i in range(rest))).reshape(len(sh), 3, rest // 3)  # channel-major
@@ -99,17 +110,20 @@ def parse_splats(data: bytes, header: ply.Header, path: Path) -> Gaussians:
 
 
 def save_splats(gaussians: Gaussians, path: str | Path) -> None:
-    """Write the usual binary little-endian splat PLY, atomically; float32 values keep their bits.
+    """Write the usual binary little-endian splat PLY, in which float32 values keep their bits, or a .splat; atomically.
 
     Raises:
-        InputError: not a .ply name, no splats, NaN or infinity, a folder that cannot be written.
+        InputError: not a .ply or .splat name, no splats, NaN or infinity, a folder that cannot be written.
     """
     path = Path(path)
-    if path.suffix.lower() != ".ply":
-        raise InputError(f"Gaussian splats are written as .ply, got {path.name!r}; name it {path.stem}.ply")
+    if path.suffix.lower() not in (".ply", ".splat"):
+        raise InputError(f"Gaussian splats are written as .ply or .splat, got {path.name!r}; name it {path.stem}.ply")
     if len(gaussians) == 0:
         raise InputError(f"there are no splats to write to {path}")
     _check(gaussians, "the splats")
+    if path.suffix.lower() == ".splat":
+        atomic_write_bytes(path, encode_splat(gaussians))
+        return
 
     def array(tensor: torch.Tensor) -> NDArray[np.float32]:
         return tensor.detach().to("cpu", torch.float32).numpy().reshape(len(tensor), -1)

@@ -35,7 +35,13 @@ def test_json(rl3d: Callable, models: Path) -> None:
     report = json.loads(rl3d("doctor", "--json").out)
     assert report["broken"] == []
     assert report["torch"]["threads"] >= 1
-    assert report["backends"]["cpu"] == "ok"
+    assert report["backends"]["cpu"] == {
+        "scenes": ["meshes", "Gaussians"],
+        "devices": ["cpu"],
+        "dtypes": ["float32"],
+        "why_not": None,
+    }
+    assert set(report["backends"]) == {"cpu", "torch", "gsplat", "pytorch3d", "nvdiffrast"}
     assert {e["package"] for e in report["extras"]} >= {"gsplat", "pytorch3d", "open3d", "nvdiffrast", "viser", "peft"}
     assert all(e["adds"] and e["licence"] and e["install"] for e in report["extras"])
 
