@@ -91,7 +91,7 @@ def distill_step(
     The generator's state at the call decides the orbit and the noise, so a step can be repeated exactly.
     """
     cameras = random_orbits(prior, options, generator)
-    frames = state.render(cameras)
+    frames, layers = state.render_layers(cameras)
     images = prior_images(frames, prior).unflatten(0, (options.batch, -1))
     x = prior.to_latents(images)
     low, high = level_range(options, state.step / max(options.steps, 1))
@@ -102,7 +102,8 @@ def distill_step(
     if prior.has_alpha:
         x0 = x0.clamp(-1, 1)
     loss = 0.5 * ((x - x0) ** 2).mean()
-    numbers = {"t": level, "distance": float(loss.detach())}
+    numbers = {"t": level, "distance": float(loss.detach()), "layers": float(layers.detach().mean())}
+    loss = loss + options.layers_weight * layers.mean()
     if anchor is not None and options.anchor_weight > 0:
         seen = state.render(anchor.cameras)
         kept = ((torch.cat([seen.rgb, seen.alpha], 1) - anchor.images) ** 2).mean()

@@ -207,8 +207,9 @@ def fit(
     thin = (F.max_pool2d(thin_parts(images[:, 3:]), 5, stride=1, padding=2) > 0.1).float()
     hazy = options.haze_weight > 0 and bool(thin.any())
     for step in range(steps):
-        frames = state.render(cameras)
+        frames, layers = state.render_layers(cameras)
         loss = image_loss(frames.rgb, frames.alpha, images, options.alpha_weight)
+        loss = loss + options.layers_weight * layers.mean()
         opacity = state.tensors["opacity_logits"].sigmoid()
         loss = loss + options.flatness_weight * (opacity * (1 - opacity)).mean()
         if hazy:

@@ -52,6 +52,7 @@ class LiftOptions:
     grid: int = 64  # voxels a side of the visual hull
     alpha_weight: float = 2.0  # weight of the silhouette term beside the colour term
     flatness_weight: float = 0.02  # pulls opacity to 0 or 1
+    layers_weight: float = 10.0  # of the variance of depth along a ray, per square metre: one opaque surface, no fog
     haze_weight: float = 8.0  # makes parts thinner than 3 pixels solid
     lr_means: float = 2e-3  # metres a step
     lr_scales: float = 1e-2
@@ -62,7 +63,7 @@ class LiftOptions:
         _need(self.steps >= 0, f"lift.steps must not be negative, got {self.steps}")
         _need(16 <= self.grid <= 256, f"lift.grid must lie in [16, 256], got {self.grid}")
         _need(1 <= self.gaussians <= 1_000_000, f"lift.gaussians must lie in [1, 1000000], got {self.gaussians}")
-        _need_not_negative(self, "lift", "alpha_weight", "flatness_weight", "haze_weight", *RATES)
+        _need_not_negative(self, "lift", "alpha_weight", "flatness_weight", "layers_weight", "haze_weight", *RATES)
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ class DistillOptions:
     t_min: tuple[float, float] = (0.85, 0.2)  # lower noise level at the first and last step
     elevation: tuple[float, float] = (-5.0, 40.0)  # degrees, range of the orbits
     anchor_weight: float = 0.5  # how strongly the first sampled views keep being fitted
+    layers_weight: float = 10.0  # as in the lift
     save_every: int = 25  # steps between resumable checkpoints
     lr_means: float = 1e-3
     lr_scales: float = 5e-3
@@ -95,7 +97,7 @@ class DistillOptions:
         fits = len(self.elevation) == 2 and -90 < self.elevation[0] <= self.elevation[1] < 90
         pair = list(self.elevation)
         _need(fits, f"distill.elevation must be an ordered pair in (-90, 90) degrees, got {pair}")
-        _need_not_negative(self, "distill", "guidance", "anchor_weight", *RATES)
+        _need_not_negative(self, "distill", "guidance", "anchor_weight", "layers_weight", *RATES)
         _need(self.save_every >= 1, f"distill.save_every must be at least 1, got {self.save_every}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,35 @@ def test_the_scene_lives_in_its_own_precision() -> None:
     wide = SplatState.start({k: v.detach().double() for k, v in state.tensors.items()}, RATES)
     assert state.render(CAMERAS.to(dtype=torch.float64)).rgb.dtype == torch.float32
     assert wide.render(CAMERAS).rgb.dtype == torch.float64
+
+
+def test_the_variance_of_layers_by_hand() -> None:
+    """Two flat sheets 0.2 m apart, the nearer half opaque: depths +-0.1 with weights 0.5 and 0.5, variance 0.01."""
+    n = 21
+    axis = torch.linspace(-0.3, 0.3, n)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    flat = torch.stack([x, y, torch.zeros_like(x)], -1).reshape(-1, 3)
+    means = torch.cat([flat + torch.tensor([0, 0, z]) for z in (0.1, -0.1)])
+    count = len(flat)
+    tensors = {
+        "means": means,
+        "log_scales": torch.full((2 * count, 3), math.log(0.05)),
+        "quaternions": torch.tensor([1.0, 0, 0, 0]).expand(2 * count, 4),
+        "opacity_logits": torch.cat([torch.full((count,), -2.9), torch.full((count,), 5.0)]),
+        "colours": torch.rand(2 * count, 3),
+    }
+    tensors["log_scales"][:, 2] = math.log(2e-3)
+    state = SplatState.start(tensors, Rates(0, 0, 0, 0))
+    cameras = Cameras.orbit(torch.tensor([0.0]), 0.0, 2.7, 0.47, 32)
+    frames, layers = state.render_layers(cameras)
+    plain = state.render(cameras)
+    assert torch.allclose(frames.rgb, plain.rgb, atol=1e-6) and torch.allclose(frames.alpha, plain.alpha, atol=1e-6)
+    assert torch.allclose(frames.depth, plain.depth, atol=1e-5)
+    # w of the front sheet from the mean depth: z = 2.7 - 0.1 (2 w - 1); the variance is then 4 w (1 - w) 0.1^2.
+    w = 0.5 + (2.7 - float(plain.depth[0, 0, 16, 16].detach())) / 0.2
+    assert 0.2 < w < 0.8
+    assert float(layers[0, 0, 16, 16].detach()) == pytest.approx(0.04 * w * (1 - w), rel=1e-3)
+    assert float(layers[0, 0, 0, 0].detach()) == 0  # nothing there
+    (gradient,) = torch.autograd.grad(layers.mean(), state.tensors["means"])
+    assert bool(torch.isfinite(gradient).all())
+    assert float(gradient[:count, 2].mean()) > 0 > float(gradient[count:, 2].mean())  # it pulls them together
