@@ -241,11 +241,14 @@ def main() -> None:
     vocabulary = build_vocabulary([r for r in records if r.split == "train"])
     index = {w: i for i, w in enumerate(vocabulary)}
     model = build_model(getattr(JudgeConfig, args.which)(len(vocabulary))).to(args.device)
+    before: dict = {}
     if args.init and not (args.out / "state.json").is_file():
         saved = load_judge(args.which, "cpu", args.init)
         if saved.words != index:
             raise SystemExit(f"{args.init} was trained on other captions, its words differ; train without --init")
         model.load_state_dict(saved.model.state_dict())
+        # Steps go on counting, which also keeps the random draws from repeating.
+        before = json.loads((args.init / "evaluation.json").read_text(encoding="utf-8"))["training"]
     no_decay = [p for p in model.parameters() if p.ndim < 2]
     groups = [
         {"params": [p for p in model.parameters() if p.ndim >= 2], "weight_decay": 0.05},
@@ -253,7 +256,7 @@ def main() -> None:
     ]
     optimizer = torch.optim.AdamW(groups, lr=args.lr, betas=(0.9, 0.98))
     ema = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    state = {"step": 0, "objects": 0, "seconds": 0.0}
+    state = {"step": 0, "objects": 0, "seconds": 0.0} | before
     if (args.out / "state.json").is_file():
         state = {k: v for k, v in restore(args.out, model, ema, optimizer).items() if k in state}
     if args.evaluate:

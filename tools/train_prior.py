@@ -180,21 +180,27 @@ def main() -> None:
     held_out = ViewBatches(args.cache, records, "val", 0.0, "cpu")
     torch.manual_seed(args.seed)
     resume = (args.out / "state.json").is_file()
-    before = json.loads((args.out / "state.json").read_text()) if resume else {"model": args.model}
-    if before.get("vocabulary", vocabulary) != vocabulary:
+    saved_run = json.loads((args.out / "state.json").read_text()) if resume else {"model": args.model}
+    if saved_run.get("vocabulary", vocabulary) != vocabulary:
         raise SystemExit(f"{args.out} was trained on other captions, its vocabulary differs; choose another --out")
-    if args.steps and before.get("step", 0) >= args.steps:
-        print(f"{args.out} is at step {before['step']} already")
+    if args.steps and saved_run.get("step", 0) >= args.steps:
+        print(f"{args.out} is at step {saved_run['step']} already")
         return
-    config = before["model"]
+    config = saved_run["model"]
     config = {k: v for k, v in config.items() if not k.startswith("_")}
     config |= {"vocabulary": len(vocabulary), "image_size": train.spec["size"]}
     model = MultiViewTransformer(**config).to(device).to(memory_format=torch.channels_last)
+    state = {"step": 0, "objects": 0, "seconds": 0.0}
+    log = args.out / "log.jsonl"
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.init and not resume:
         model.load_state_dict(initial_weights(args.init, index, model))
+        # Steps go on counting, which also keeps the random draws from repeating.
+        before = json.loads((args.init / "training.json").read_text(encoding="utf-8"))
+        state = {k: before[k] for k in state}
+        log.write_text("".join(json.dumps(row) + "\n" for row in before["log"]), encoding="utf-8")
     optimizers = make_optimizers(model, args.optimizer, args.lr, args.word_factor)
     ema = Ema(model, args.ema)
-    state = {"step": 0, "objects": 0, "seconds": 0.0}
     if resume:
         state = {k: v for k, v in restore(args.out, model, ema, optimizers).items() if k in state}
     grid = train.spec["size"] // model.config.patch
@@ -219,8 +225,6 @@ def main() -> None:
 
     start, saved, logged = time.monotonic(), time.monotonic(), time.monotonic()
     losses: list[float] = []
-    log = args.out / "log.jsonl"
-    args.out.mkdir(parents=True, exist_ok=True)
     first_objects, base_seconds = state["objects"], state["seconds"]
     while True:
         minutes = (time.monotonic() - start) / 60

@@ -132,3 +132,15 @@ def test_attention_is_the_same_where_it_is_compiled(monkeypatch: pytest.MonkeyPa
     flash = attention(q, k, v)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     assert torch.allclose(attention(q, k, v), flash, rtol=1e-6, atol=1e-6)  # its weights are float32
+
+
+def test_init_goes_on_counting(tool: ModuleType, data: tuple[Path, Path], tmp_path: Path) -> None:
+    train(tool, data, tmp_path / "a", 2)
+    card = load_tool("prior_card")
+    load_tool("export_prior").prior_of_run(tmp_path / "a").save_pretrained(tmp_path / "saved")
+    (tmp_path / "saved" / "training.json").write_text(json.dumps(card.history(tmp_path / "a")))
+    train(tool, data, tmp_path / "b", 5, "--init", str(tmp_path / "saved"))
+    state = json.loads((tmp_path / "b" / "state.json").read_text())
+    assert (state["step"], state["objects"]) == (5, 20)
+    rows = [json.loads(line)["step"] for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
+    assert rows == [2, 5]
