@@ -17,7 +17,7 @@ from rl3d.scenes.spherical_harmonics import COUNTS, basis
 
 KINDS = ("density", "sdf")
 DENSITY_SCALE = 25.0  # 1/m: what one unit of the activation means; 4 units hide 80 % behind 16 mm
-DENSITY_SHIFT = -5.0  # a raw value of 0 is nearly empty: 0.17 / m
+DENSITY_SHIFT = -7.0  # a raw value of 0 is nearly empty: 0.023 / m
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Field:
         radius: float = 0.62,
         hidden: tuple[int, ...] | None = None,
         sh_count: int = 1,
-        bias_height: float = 10.0,
+        bias_height: float = 12.0,
         bias_radius: float = 0.2,
         generator: torch.Generator | None = None,
     ) -> Field:
