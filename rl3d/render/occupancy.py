@@ -1,4 +1,4 @@
-"""Where a field may be other than empty (Müller et al. 2022, arXiv 2201.05989, appendix E.2), as an explicit value."""
+"""Where a field may be other than empty (Müller et al. 2022, arXiv 2201.05989), as an explicit value."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
 """What can be rendered and exported: meshes, Gaussian splats, fields, point clouds, and their files."""
 
+from rl3d.scenes.dual_marching_cubes import flexicubes
 from rl3d.scenes.facts import mesh_facts
 from rl3d.scenes.field import Decoder, Field, query
 from rl3d.scenes.gaussians import SH_C0, Gaussians
 from rl3d.scenes.grids import Dense, HashGrid, Triplane
+from rl3d.scenes.isosurface import extract_mesh, marching_cubes, marching_tetrahedra
 from rl3d.scenes.load import load_scene
 from rl3d.scenes.mesh import Mesh
 from rl3d.scenes.point_cloud import PointCloud, sample_surface
@@ -18,7 +20,11 @@ __all__ = [
     "Mesh",
     "PointCloud",
     "Triplane",
+    "extract_mesh",
+    "flexicubes",
     "load_scene",
+    "marching_cubes",
+    "marching_tetrahedra",
     "mesh_facts",
     "query",
     "sample_surface",

@@ -62,7 +62,7 @@ class Field:
     (as in Yu et al. 2021, PlenOctrees). With r the distance from the box's middle, the value is
 
     - kind "density": softplus(v + DENSITY_SHIFT + bias_height exp(-r^2 / (2 bias_radius^2))) * DENSITY_SCALE, in 1/m;
-      the bias is the blob of DreamFusion (Poole et al. 2022, appendix A); 0 outside the box;
+      the bias is the blob of DreamFusion (Poole et al. 2022); 0 outside the box;
     - kind "sdf": v + r - bias_radius in metres, negative inside (without a bias_radius: v); outside the box, the value
       at its border plus the distance to it. Its density is that of VolSDF (Yariv et al. 2021, eq. 2 and 3): Laplace's
       distribution of scale beta = exp(log_beta) metres, divided by beta. VolSDF rather than NeuS, because a density is
