@@ -47,7 +47,8 @@ def composite_torch(thickness: Tensor, features: Tensor, offsets: Tensor) -> tup
     """The twin of the compiled kernels; see `composite`."""
     counts = offsets.diff()
     ray = torch.arange(len(counts), device=offsets.device).repeat_interleave(counts)  # [S]
-    exact = thickness.double()  # one running sum over all rays: float32 would lose the last of them
+    # One running sum over all rays: float32 would lose the last of them, and nothing finds its way past infinity.
+    exact = thickness.double().clamp(max=1e3)
     before = exact.cumsum(0) - exact
     log_transmittance = before.index_select(0, offsets[:-1].index_select(0, ray)) - before
     transmittance = log_transmittance.to(thickness.dtype).exp()

@@ -17,6 +17,7 @@ from rl3d.scenes.spherical_harmonics import COUNTS, basis
 
 KINDS = ("density", "sdf")
 DENSITY_SCALE = 25.0  # 1/m: what one unit of the activation means; 4 units hide 80 % behind 16 mm
+BETA_RANGE = (1e-4, 1e3)  # metres; a beta of 0 has no density
 DENSITY_SHIFT = -7.0  # a raw value of 0 is nearly empty: 0.023 / m
 
 
@@ -65,8 +66,9 @@ class Field:
       the bias is the blob of DreamFusion (Poole et al. 2022); 0 outside the box;
     - kind "sdf": v + r - bias_radius in metres, negative inside (without a bias_radius: v); outside the box, the value
       at its border plus the distance to it. Its density is that of VolSDF (Yariv et al. 2021, eq. 2 and 3): Laplace's
-      distribution of scale beta = exp(log_beta) metres, divided by beta. VolSDF rather than NeuS, because a density is
-      a function of the point alone: renderer, occupancy grid and early termination are those of a radiance field.
+      distribution of scale beta = exp(log_beta) metres (within BETA_RANGE), divided by beta. VolSDF rather than NeuS,
+      because its density is a function of the point alone: renderer, occupancy grid and early stop are those of a
+      radiance field.
 
     Attributes:
         encoding: features over the box, see `rl3d.scenes.grids`.
@@ -272,7 +274,7 @@ def density(field: Field, points: Tensor, value: Tensor) -> Tensor:
     if field.kind == "density":
         return _activated(field, value, points)
     assert field.log_beta is not None
-    beta = field.log_beta.exp()
+    beta = field.log_beta.exp().clamp(*BETA_RANGE)
     # VolSDF, eq. 2 at -distance; both branches stay finite, so that the unused one sends no NaN back.
     tail = 0.5 * torch.exp(-value.abs() / beta)
     return torch.where(value > 0, tail, 1 - tail) / beta
