@@ -29,50 +29,49 @@ def _forward(thickness, features, offsets):  # type: ignore[no-untyped-def]
         for s in range(offsets[r], offsets[r + 1]):
             if transmittance < _T_MIN:
                 break
-            weight = -transmittance * np.expm1(-np.float64(thickness[s]))
+            after = transmittance * np.exp(-np.float64(thickness[s]))
+            weight = transmittance - after  # float64 keeps nine digits of a thickness of 1e-7
             total += weight
             for d in range(width):
                 blended[r, d] += np.float32(weight) * features[s, d]
-            transmittance *= np.exp(-np.float64(thickness[s]))
+            transmittance = after
         coverage[r] = total
     return blended, coverage
 
 
 @numba.njit(cache=True, parallel=True, nogil=True)
-def _backward(thickness, features, offsets, grad_blended, grad_coverage):  # type: ignore[no-untyped-def]
+def _backward(thickness, features, offsets, blended, coverage, grad_blended, grad_coverage):  # type: ignore[no-untyped-def]
     """[S] and [S, D] float32: with q_i the cotangent of w_i, dL/dtau_i = T_(i+1) q_i - sum over j > i of w_j q_j."""
     rays, width = offsets.shape[0] - 1, features.shape[1]
     by_thickness = np.zeros(thickness.shape[0], np.float32)
     by_features = np.zeros(features.shape, np.float32)
     for r in numba.prange(rays):
-        for turn in range(2):  # first the whole sum, then what is behind each sample
-            if turn == 0:
-                behind = 0.0
-            transmittance = 1.0
-            for s in range(offsets[r], offsets[r + 1]):
-                if transmittance < _T_MIN:
-                    break
-                weight = -transmittance * np.expm1(-np.float64(thickness[s]))
-                transmittance *= np.exp(-np.float64(thickness[s]))
-                q = np.float64(grad_coverage[r])
-                for d in range(width):
-                    q += np.float64(grad_blended[r, d]) * features[s, d]
-                if turn == 0:
-                    behind += weight * q
-                else:
-                    behind -= weight * q
-                    by_thickness[s] = transmittance * q - behind
-                    for d in range(width):
-                        by_features[s, d] = np.float32(weight) * grad_blended[r, d]
+        behind = np.float64(grad_coverage[r]) * coverage[r]  # first the whole sum, then what is behind each sample
+        for d in range(width):
+            behind += np.float64(grad_blended[r, d]) * blended[r, d]
+        transmittance = 1.0
+        for s in range(offsets[r], offsets[r + 1]):
+            if transmittance < _T_MIN:
+                break
+            after = transmittance * np.exp(-np.float64(thickness[s]))
+            weight = transmittance - after
+            q = np.float64(grad_coverage[r])
+            for d in range(width):
+                q += np.float64(grad_blended[r, d]) * features[s, d]
+                by_features[s, d] = np.float32(weight) * grad_blended[r, d]
+            behind -= weight * q
+            by_thickness[s] = after * q - behind
+            transmittance = after
     return by_thickness, by_features
 
 
 class _Composite(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, thickness: Tensor, features: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(thickness, features, offsets)
-        blended, coverage = _forward(*(t.detach().contiguous().numpy() for t in (thickness, features, offsets)))
-        return torch.from_numpy(blended), torch.from_numpy(coverage)
+        arrays = _forward(*(t.detach().contiguous().numpy() for t in (thickness, features, offsets)))
+        blended, coverage = map(torch.from_numpy, arrays)
+        ctx.save_for_backward(thickness, features, offsets, blended, coverage)
+        return blended, coverage
 
     @staticmethod
     @once_differentiable

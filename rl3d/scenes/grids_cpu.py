@@ -1,7 +1,7 @@
 """The compiled look-up of `grids`: rows blended at points, forward and backward, float32 on the CPU.
 
-The gradient of the table is a scatter. Each job owns a level and a fixed share of the points and adds into rows that no
-other job writes (shares have tables of their own, summed in order), so results do not depend on the number of threads.
+The gradient of the table is a scatter. Each job owns some rows (a level, or a slab of one) and takes from all points,
+in order, what falls into them, so results do not depend on the number of threads.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from rl3d.scenes.grids import PRIMES, Level, lookup_torch
 
 _P1, _P2 = np.uint32(PRIMES[1]), np.uint32(PRIMES[2])
-_JOBS = 4  # shares x levels of the scatter, at least
+_JOBS = 4  # slabs x levels of the scatter, at least; hashed levels are not cut
 _BLOCK = 512  # points a forward job takes
 
 
@@ -65,27 +65,38 @@ def _forward(table, points, levels, summed):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, parallel=True, nogil=True)
-def _table_gradient(points, levels, summed, cotangent, rows, channels, shares):  # type: ignore[no-untyped-def]
-    """[shares, R, C] float32, to be summed over the first axis."""
+def _table_gradient(points, levels, summed, cotangent, rows, channels, slabs):  # type: ignore[no-untyped-def]
+    """[R, C] float32; slabs lie along z, or along y where z has one sample."""
     count, depth = points.shape[0], levels.shape[0]
-    out = np.zeros((shares, rows, channels), np.float32)
-    for job in numba.prange(shares * depth):
-        l, share = job // shares, job % shares
+    out = np.zeros((rows, channels), np.float32)
+    for job in numba.prange(slabs * depth):
+        l, slab = job // slabs, job % slabs
         level = levels[l]
         start = 0 if summed else l * channels
-        for n in range(count * share // shares, count * (share + 1) // shares):
+        axis = 2 if level[2] > 1 else 1
+        low, high = level[axis] * slab // slabs, level[axis] * (slab + 1) // slabs
+        if level[0] * level[1] * level[2] > level[4]:  # hashed: any sample may fall into any row
+            low, high = 0, level[axis] if slab == 0 else 0
+        for n in range(count if high > low else 0):
+            at, _ = _cell(points[n, axis], level[axis])
+            if at + 1 < low or at >= high:
+                continue
             x, fx = _cell(points[n, 0], level[0])
             y, fy = _cell(points[n, 1], level[1])
             z, fz = _cell(points[n, 2], level[2])
             for k in range(min(level[2], 2)):
                 wz = fz if k else 1.0 - fz
+                if axis == 2 and (z + k < low or z + k >= high):
+                    continue
                 for j in range(min(level[1], 2)):
                     wy = wz * (fy if j else 1.0 - fy)
+                    if axis == 1 and (y + j < low or y + j >= high):
+                        continue
                     for i in range(min(level[0], 2)):
                         w = np.float32(wy * (fx if i else 1.0 - fx))
                         row = _row(x + i, y + j, z + k, level)
                         for c in range(channels):
-                            out[share, row, c] += w * cotangent[n, start + c]
+                            out[row, c] += w * cotangent[n, start + c]
     return out
 
 
@@ -145,11 +156,8 @@ class _Lookup(torch.autograd.Function):
         arrays = (table.detach().numpy(), points.detach().contiguous().numpy())
         by_table = by_points = None
         if wants_table:
-            shares = -(-_JOBS // len(levels))
-            parts = _table_gradient(arrays[1], levels, ctx.summed, g, *table.shape, shares)
-            for part in parts[1:]:
-                parts[0] += part
-            by_table = torch.from_numpy(parts[0])
+            slabs = -(-_JOBS // len(levels))
+            by_table = torch.from_numpy(_table_gradient(arrays[1], levels, ctx.summed, g, *table.shape, slabs))
         if wants_points:
             by_points = torch.from_numpy(_point_gradient(*arrays, levels, ctx.summed, g))
         return by_table, by_points, None, None
