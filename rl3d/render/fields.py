@@ -63,6 +63,7 @@ def march(
         generator: places the samples at one random position in the bins of each ray; None: in their middles.
         backend: as in `rl3d.render.compositing.composite`.
     """
+    origins, directions = origins.detach(), directions.detach()
     near, far = intersect_box(origins, directions, occupancy.box)
     diagonal = float(torch.linalg.vector_norm(occupancy.box[1] - occupancy.box[0]))
     bins = torch.ceil((far - near) * (samples / diagonal) - 1e-4).long()
@@ -126,7 +127,8 @@ def render_field(
             piece is computed again in the backward pass, so that memory stays bounded (Chen et al. 2016).
 
     Returns:
-        Frames; rgb, alpha, depth and normal are differentiable to the field's parameters.
+        Frames; rgb, alpha, depth and normal are differentiable to the field's parameters, and rgb and alpha to the
+        cameras as far as the samples move with their rays (where rays enter and leave the box is a constant).
 
     Raises:
         InputError: a diverged field, other devices, no cameras, samples or chunk below 1, an unusable backend.

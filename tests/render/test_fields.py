@@ -204,6 +204,43 @@ def test_edges_are_defined() -> None:
     assert empty.share == 0
 
 
+def test_cameras_get_the_gradient_of_a_small_step() -> None:
+    # A sphere in the middle of the box, so that where rays enter matters little: the picture of a smooth colour ramp
+    # slides as the camera moves. Central differences: measured 0.5 % off.
+    grid = torch.zeros(4, 3, 3, 3)
+    grid[1] = torch.linspace(-3, 3, 3)
+    field = Field.sphere(Dense(grid), bias_radius=0.3, beta=0.03).to(dtype=torch.float64)
+    cameras = ring(1, 6).to(dtype=torch.float64)
+    step = torch.zeros_like(cameras.view)
+    step[:, 0, 3] = 1.0
+
+    def loss(amount: Tensor) -> Tensor:
+        moved = Cameras(cameras.view + amount * step, cameras.intrinsics, 6, 6)
+        everywhere = OccupancyGrid.full(field, 1)
+        frames = render_field(field, moved, occupancy=everywhere, samples=400)
+        return (frames.rgb * torch.linspace(0, 1, 6).to(frames.rgb)).sum()
+
+    amount = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(loss(amount), amount)
+    with torch.no_grad():
+        wanted = (loss(torch.tensor(0.01)) - loss(torch.tensor(-0.01))) / 0.02
+    assert abs(float(slope / wanted) - 1) < 0.03, (slope, wanted)
+    single = Cameras(ring(1, 4).view.requires_grad_(), ring(1, 4).intrinsics, 4, 4)
+    assert render_field(some_fields()[0], single, samples=8).rgb.requires_grad
+
+
+def test_boxes_need_not_be_cubes() -> None:
+    box = torch.tensor([[-0.6, -0.2, -0.3], [0.5, 0.3, 0.4]])
+    grid = fog(40.0).parameters()["encoding.grid"]
+    field = Field(Dense(grid), box)
+    frames = render_field(field, Cameras.orbit(0.0, 0.0, 3.0, 0.6, 60), samples=200)
+    seen = (frames.alpha[0, 0] > 0.5).nonzero()
+    # The front side, z = 0.4, at distance 2.6 with a focal length of 30 / tan 0.3: 1.1 m is 41.0 px, 0.5 m is 18.6 px.
+    height, width = (seen.amax(0) - seen.amin(0) + 1).tolist()
+    assert abs(width - 41) <= 1 and abs(height - 18.6) <= 1
+    assert abs(float(frames.depth[0, 0, 28, 28]) - 2.625) < 0.01  # 1 / 40 m into the fog
+
+
 def test_errors_are_one_line() -> None:
     field, cameras = some_fields()[0], ring(1, 4)
     broken = field.with_parameters({"encoding.grid": torch.full((4, 2, 2, 2), math.nan)})

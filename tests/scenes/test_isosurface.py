@@ -205,6 +205,14 @@ def test_a_density_is_cut_at_its_level() -> None:
     assert abs(float(volume(cubes) / volume(mesh)) - 1) < 0.02
 
 
+def test_boxes_need_not_be_cubes() -> None:
+    box = torch.tensor([[-0.6, -0.45, -0.5], [0.5, 0.45, 0.6]])
+    field = Field(Dense.zeros(4, 3), box, "sdf", log_beta=torch.tensor(-4.0), bias_radius=0.4)  # about the box's middle
+    for mesh in (extract_mesh(field, 41), extract_mesh(field, 41, "flexicubes"), marching_cubes(field, 41)):
+        reach = (mesh.vertices - torch.tensor([-0.05, 0.0, 0.05])).norm(dim=1)
+        assert float((reach - 0.4).abs().max()) < 2e-3 and abs(float(volume(mesh)) / 0.2681 - 1) < 0.01
+
+
 def test_marching_cubes_for_files() -> None:
     field = Field.sphere(Dense.zeros(4, 3), bias_radius=0.4)
     mesh = marching_cubes(field, 48)
