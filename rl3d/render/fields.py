@@ -21,7 +21,7 @@ from rl3d.errors import InputError
 from rl3d.render.compositing import TRANSMITTANCE_MIN, composite
 from rl3d.render.frames import Frames
 from rl3d.render.occupancy import OccupancyGrid, update_occupancy
-from rl3d.scenes.field import Field, check_finite, density, gradient, potential
+from rl3d.scenes.field import Field, check_field, density, gradient, potential
 
 SAMPLES = 128  # across the box's diagonal
 _RAYS = 1 << 16  # marched at once
@@ -131,15 +131,18 @@ def render_field(
         cameras as far as the samples move with their rays (where rays enter and leave the box is a constant).
 
     Raises:
-        InputError: a diverged field, other devices, no cameras, samples or chunk below 1, an unusable backend.
+        InputError: a field or camera that is not finite, other devices, no cameras, samples or chunk below 1, an
+            unusable backend.
     """
-    check_finite(field)
+    check_field(field)
     if cameras.device != field.device:
         raise InputError(f"the cameras are on {cameras.device}, the field is on {field.device}; move one of them")
     if len(cameras) == 0 or samples < 1 or chunk < 1:
         raise InputError(
             f"render_field needs cameras, samples >= 1 and chunk >= 1, got {len(cameras)}, {samples}, {chunk}"
         )
+    if not bool(torch.isfinite(cameras.view.detach()).all() & torch.isfinite(cameras.intrinsics.detach()).all()):
+        raise InputError("a camera's view or intrinsics hold NaN or infinity")
     cameras = cameras.to(dtype=field.dtype)
     origins, directions = (t.reshape(-1, 3) for t in cameras.rays())  # [R, 3]
     forward = cameras.view[:, 2, :3].repeat_interleave(cameras.height * cameras.width, 0)

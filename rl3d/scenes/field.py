@@ -90,7 +90,8 @@ class Field:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise InputError(f"Field.kind must be density or sdf, got {self.kind!r}")
-        if tuple(self.box.shape) != (2, 3) or not bool((self.box[1] > self.box[0]).all()):
+        sides = self.box[1] - self.box[0] if tuple(self.box.shape) == (2, 3) else self.box.new_zeros(1)
+        if not bool(((sides > 0) & torch.isfinite(sides)).all()):
             raise InputError(f"Field.box must be [2, 3], lowest corner first, got {self.box.tolist()}")
         if (self.log_beta is None) == (self.kind == "sdf"):
             raise InputError(f"Field.log_beta belongs to kind sdf, and to it alone; the kind is {self.kind!r}")
@@ -299,13 +300,18 @@ def gradient(field: Field, points: Tensor, backend: str | None = None) -> Tensor
     return slope
 
 
-def check_finite(field: Field) -> None:
-    """Refuse a field that has diverged.
+def check_field(field: Field) -> None:
+    """Refuse a field that has diverged or lies in pieces.
 
     Raises:
-        InputError: a parameter holds NaN or infinity; the message names it.
+        InputError: a parameter holds NaN or infinity, or is of another type or on another device than the box.
     """
     for name, tensor in field.parameters().items():
+        if tensor.dtype != field.dtype or tensor.device != field.device or not tensor.is_floating_point():
+            raise InputError(
+                f"the field's {name} is {tensor.dtype} on {tensor.device}, its box is {field.dtype} on {field.device}; "
+                "Field.to moves both"
+            )
         low, high = (float(x) for x in torch.aminmax(tensor.detach())) if tensor.numel() else (0.0, 0.0)
         if not (math.isfinite(low) and math.isfinite(high)):
             raise InputError(f"the field's {name} holds NaN or infinity; a diverged optimisation, or a broken file?")

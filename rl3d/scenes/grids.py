@@ -159,6 +159,8 @@ def rows_of(encoding: Encoding) -> Tensor:
 def encode(encoding: Encoding, points: Tensor, backend: str | None = None) -> Tensor:
     """Features [N, F] at points [N, 3] (x, y, z) of the unit cube; points outside take the value at its border.
 
+    A point that is NaN has features that are NaN.
+
     Differentiable to the encoding and, inside cells, to the points (twice: second derivatives take the torch twin).
 
     Args:
@@ -189,7 +191,7 @@ def lookup_torch(table: Tensor, points: Tensor, levels: tuple[Level, ...], summe
         samples = (level.nx, level.ny, level.nz)
         last = torch.tensor(samples, device=points.device) - 1
         position = points * last
-        base = position.detach().floor().long().minimum((last - 1).clamp_min(0))
+        base = position.detach().floor().long().clamp_min(0).minimum((last - 1).clamp_min(0))
         fraction = position - base
         total = table.new_zeros(points.shape[0], table.shape[1])
         for corner in range(8):

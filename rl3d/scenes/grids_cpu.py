@@ -22,11 +22,11 @@ _BLOCK = 512  # points a forward job takes
 
 @numba.njit(inline="always")
 def _cell(coordinate, samples):  # type: ignore[no-untyped-def]
-    """The cell's first sample and the position inside it; one sample has a cell of its own."""
+    """The cell's first sample and the position inside it; one sample has a cell of its own, NaN has the first."""
     position = np.float64(coordinate) * (samples - 1)
     if samples == 1:
         return np.int64(0), 0.0
-    first = min(np.int64(position), samples - 2)
+    first = max(min(np.int64(position), samples - 2), 0)
     return first, position - first
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from rl3d.errors import InputError
-from rl3d.scenes.field import DENSITY_SCALE, Field, check_finite, potential, query
+from rl3d.scenes.field import DENSITY_SCALE, Field, check_field, potential, query
 from rl3d.scenes.mesh import Mesh
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -165,7 +165,7 @@ def field_grid(
     Raises:
         InputError: a diverged field, a resolution below 3, a level that is not positive.
     """
-    check_finite(field)
+    check_field(field)
     if resolution < 3 or not level > 0:
         raise InputError(f"iso-surfacing needs resolution >= 3 and level > 0, got {resolution} and {level}")
     side = (field.box[1] - field.box[0]).detach()

@@ -251,6 +251,8 @@ def test_errors_are_one_line() -> None:
         lambda: render_field(field, cameras, samples=0),
         lambda: render_field(field, cameras, chunk=0),
         lambda: render_field(field, cameras[[]]),
+        lambda: render_field(field, Cameras(cameras.view * math.nan, cameras.intrinsics, 4, 4)),
+        lambda: render_field(field.with_parameters({"encoding.grid": torch.zeros(4, 2, 2, 2).double()}), cameras),
         lambda: render_field(field.to(dtype=torch.float64), cameras, backend="cpu"),
         lambda: OccupancyGrid.full(field, 0),
     ):

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from rl3d.errors import InputError
-from rl3d.scenes.field import DENSITY_SCALE, DENSITY_SHIFT, Decoder, Field, check_finite, density, gradient, query
+from rl3d.scenes.field import DENSITY_SCALE, DENSITY_SHIFT, Decoder, Field, check_field, density, gradient, query
 from rl3d.scenes.grids import Dense, HashGrid, Triplane
 from rl3d.scenes.spherical_harmonics import C1
 
@@ -142,6 +142,7 @@ def test_errors_are_one_line() -> None:
     for make in (
         lambda: Field(Dense.zeros(4, 2), good.box, "radiance"),
         lambda: Field(Dense.zeros(4, 2), good.box.flip(0)),
+        lambda: Field(Dense.zeros(4, 2), good.box * math.inf),
         lambda: Field(Dense.zeros(4, 2), good.box, "sdf"),
         lambda: Field(Dense.zeros(5, 2), good.box),
         lambda: Field(Dense.zeros(5, 2), good.box, decoder=Decoder.random((4, 4))),
@@ -149,7 +150,7 @@ def test_errors_are_one_line() -> None:
         lambda: Field.blob(Dense.zeros(4, 2), radius=0.0),
         lambda: query(good, torch.zeros(2, 2)),
         lambda: query(good, torch.full((2, 3), math.nan)),
-        lambda: check_finite(nan),
+        lambda: check_field(nan),
     ):
         with pytest.raises(InputError) as error:
             make()

@@ -117,6 +117,13 @@ def test_no_points_give_no_features() -> None:
             assert encode(encoding, torch.zeros(0, 3), backend).shape == (0, encoding_width(encoding))
 
 
+def test_a_point_that_is_no_number_has_no_features() -> None:
+    for encoding in grids().values():
+        for backend in ("cpu", "torch"):
+            features = encode(encoding, torch.tensor([[0.5, float("nan"), 0.5], [0.5, 0.5, 0.5]]), backend)
+            assert bool(features[0].isnan().any()) and bool(features[1].isfinite().all())
+
+
 def test_errors_are_one_line() -> None:
     for make in (
         lambda: Dense(torch.zeros(4, 1, 8, 8)),
