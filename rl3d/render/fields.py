@@ -25,7 +25,7 @@ from rl3d.scenes.field import Field, check_field, density, gradient, potential
 
 SAMPLES = 128  # across the box's diagonal
 _RAYS = 1 << 16  # marched at once
-_ROUND = 24  # samples a ray takes before asking whether it goes on
+_ROUND = 24  # samples a ray takes before asking whether it goes on; then twice as many, and so on
 
 
 class Samples(NamedTuple):
@@ -204,11 +204,11 @@ def _shade(
     """
     offsets = marched.offsets
     counts, starts = offsets.diff(), offsets[:-1]
-    alive, done = (counts > 0).nonzero()[:, 0], 0
+    alive, done, size = (counts > 0).nonzero()[:, 0], 0, _ROUND
     passed = torch.zeros_like(slant)  # optical thickness so far
     indices, thicknesses, features = [offsets[:0]], [slant[:0]], [slant.new_zeros(0, 7 if normals else 4)]
     while len(alive):
-        take = (counts[alive] - done).clamp(max=_ROUND)
+        take = (counts[alive] - done).clamp(max=size)
         ray = alive.repeat_interleave(take)
         within = torch.arange(len(ray), device=ray.device) - (take.cumsum(0) - take).repeat_interleave(take)
         index = starts[ray] + done + within
@@ -225,7 +225,7 @@ def _shade(
         thicknesses.append(thickness)
         features.append(torch.cat(parts, 1))
         passed.index_add_(0, ray, thickness.detach())
-        done += _ROUND
+        done, size = done + size, 2 * size
         alive = alive[(counts[alive] > done) & (passed[alive] <= -math.log(TRANSMITTANCE_MIN))]
     index = torch.cat(indices)
     slot = torch.full_like(marched.distances, -1, dtype=torch.long)  # where the rounds put each sample; -1: nowhere

@@ -137,7 +137,7 @@ def test_empty_cells_change_little_and_pieces_change_nothing() -> None:
 
 
 def test_stopping_early_changes_nothing() -> None:
-    # 30 % a sample: closed after 26 samples of some 75, in the second round of 24.
+    # 30 % a sample: closed after 26 samples of some 75, in the second round, which has 48.
     field = fog(0.3 * 75)
     own, leaves = field.leaves()
     frames = render_field(own, ring(1, 4), occupancy=OccupancyGrid.full(own), samples=128)
