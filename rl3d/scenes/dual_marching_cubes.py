@@ -12,6 +12,8 @@ crossings around the outside corners, which parts the loops. So the mesh is mani
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -62,9 +64,19 @@ def _sheets(code: int, flipped: int = -1) -> tuple[list[int], int, int]:
     return sheet, count, bad[0] if bad else -1
 
 
-_PLAIN = [_sheets(code) for code in range(256)]
-# A cube with such a face has no other face with four crossings, so that one flip is all it ever needs.
-_FLIPPED = [_sheets(code, plain[2]) for code, plain in enumerate(_PLAIN)]
+@lru_cache(maxsize=1)
+def _tables() -> tuple[list[list[list[int]]], list[list[int]], list[int]]:
+    """Sheets [2, 256, 12] and their numbers [2, 256], as they are and flipped, and the face to flip [256] or -1.
+
+    A cube with such a face has no other face with four crossings, so that one flip is all it ever needs.
+    """
+    plain = [_sheets(code) for code in range(256)]
+    both = [plain, [_sheets(code, face) for code, (_, _, face) in enumerate(plain)]]
+    return (
+        [[s for s, _, _ in rows] for rows in both],
+        [[n for _, n, _ in rows] for rows in both],
+        [f for *_, f in plain],
+    )
 
 
 def flexicubes(
@@ -105,9 +117,8 @@ def flexicubes(
     flat, places = values.reshape(-1), points.reshape(-1, 3)
     code = ((flat.detach()[cubes[:, None] + steps] < 0) << torch.arange(8, device=device)).sum(1)  # [M]
     flip = _to_flip(code, cubes, flat.numel(), steps)
-    tables = torch.tensor([[s for s, _, _ in _PLAIN], [s for s, _, _ in _FLIPPED]], device=device)  # [2, 256, 12]
-    counts = torch.tensor([[n for _, n, _ in _PLAIN], [n for _, n, _ in _FLIPPED]], device=device)[flip, code]
-    sheet = tables[flip, code]  # [M, 12]
+    sheets, numbers, _ = _tables()
+    sheet, counts = (torch.tensor(table, device=device)[flip, code] for table in (sheets, numbers))  # [M, 12], [M]
     first = counts.cumsum(0) - counts
 
     # Crossings [P], a cube and an edge each; grid edges are seen by up to four cubes.
@@ -142,7 +153,7 @@ def flexicubes(
 
 def _to_flip(code: Tensor, cubes: Tensor, samples: int, steps: Tensor) -> Tensor:
     """[M] 1 where a cube and its neighbour both pass a sheet twice through their common face, else 0."""
-    face = torch.tensor([bad for _, _, bad in _PLAIN], device=code.device)[code]  # [M], -1: none
+    face = torch.tensor(_tables()[2], device=code.device)[code]  # [M], -1: none
     face_of = torch.full((samples,), -1, device=code.device)
     face_of[cubes] = face
     step = steps[1 << face.clamp_min(0) // 2] * (2 * (face.clamp_min(0) % 2) - 1)
