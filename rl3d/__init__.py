@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rl3d.render.frames import Frames as Frames
     from rl3d.rewards import RewardInput as RewardInput
     from rl3d.rewards import reward as reward
+    from rl3d.scenes import Field as Field
     from rl3d.scenes import Gaussians as Gaussians
     from rl3d.scenes import Mesh as Mesh
     from rl3d.scenes import PointCloud as PointCloud
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Cameras",
+    "Field",
     "Frames",
     "Gaussians",
     "Mesh",
@@ -45,6 +47,7 @@ __all__ = [
 
 _HOME = {
     "Cameras": "rl3d.cameras",
+    "Field": "rl3d.scenes",
     "Frames": "rl3d.render.frames",
     "Gaussians": "rl3d.scenes",
     "Mesh": "rl3d.scenes",

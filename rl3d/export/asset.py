@@ -23,6 +23,7 @@ from rl3d.export.bake import bake_texture, bake_vertices
 from rl3d.export.simplify import simplify
 from rl3d.export.unwrap import unwrap
 from rl3d.render import Frames, rasterize, render
+from rl3d.scenes.field import Field
 from rl3d.scenes.fusion import extract_surface, fuse_tsdf
 from rl3d.scenes.gaussians import Gaussians
 from rl3d.scenes.mesh import Mesh
@@ -163,7 +164,10 @@ class _Clock:
 
 @torch.no_grad()
 def scene_to_mesh(
-    scene: Gaussians | Mesh, options: ExportOptions | None = None, *, on_stage: Callable[[str], None] | None = None
+    scene: Gaussians | Field | Mesh,
+    options: ExportOptions | None = None,
+    *,
+    on_stage: Callable[[str], None] | None = None,
 ) -> tuple[Mesh, dict[str, Any]]:
     """Turn a scene into one closed, textured mesh. Not differentiable.
 
@@ -184,7 +188,7 @@ def scene_to_mesh(
     report: dict[str, Any] = {"warnings": []}
     cameras = fusion_cameras(options).to(scene.device)
     with clock("render"):
-        # Splats are smooth by themselves; a mesh needs samples to give its edges coverage.
+        # Splats and fields are smooth by themselves; a mesh needs samples to give its edges coverage.
         frames = render(scene, cameras, supersample=2 if isinstance(scene, Mesh) else 1)
     with clock("fuse"):
         offset = calibrated_offset(frames, cameras, options)
@@ -225,7 +229,7 @@ def scene_to_mesh(
 
 @torch.no_grad()
 def export_asset(
-    scene: Gaussians | Mesh,
+    scene: Gaussians | Field | Mesh,
     path: str | Path,
     options: ExportOptions | None = None,
     *,

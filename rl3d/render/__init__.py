@@ -1,5 +1,6 @@
 """The shared differentiable renderer: `render(scene, cameras) -> Frames`, and the stages it is made of."""
 
+from rl3d.render.fields import render_field
 from rl3d.render.frames import Frames
 from rl3d.render.meshes import (
     Fragments,
@@ -10,6 +11,7 @@ from rl3d.render.meshes import (
     sample_texture,
     vertex_normals,
 )
+from rl3d.render.occupancy import OccupancyGrid, update_occupancy
 from rl3d.render.render import render
 from rl3d.render.shading import SHADINGS, half_lambert, lambert, shade
 
@@ -17,14 +19,17 @@ __all__ = [
     "SHADINGS",
     "Fragments",
     "Frames",
+    "OccupancyGrid",
     "face_normals",
     "half_lambert",
     "interpolate",
     "lambert",
     "rasterize",
     "render",
+    "render_field",
     "render_mesh",
     "sample_texture",
     "shade",
+    "update_occupancy",
     "vertex_normals",
 ]

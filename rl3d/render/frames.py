@@ -14,8 +14,8 @@ class Frames:
     Attributes:
         rgb: [V, 3, H, W] sRGB, composited over the background that was asked for (black: premultiplied colour).
         alpha: [V, 1, H, W] coverage in [0, 1].
-        depth: [V, 1, H, W] camera-space z of the visible surface (expected depth for splats, divided by alpha); 0 where
-            alpha is 0.
+        depth: [V, 1, H, W] camera-space z of the visible surface (splats and fields: expected depth, divided by alpha);
+            0 where alpha is 0.
         normal: [V, 3, H, W] world-space unit normals turned to the camera, 0 where alpha is 0; None if not asked for.
     """
 

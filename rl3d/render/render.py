@@ -15,12 +15,13 @@ from rl3d.errors import InputError
 from rl3d.render.frames import Frames
 from rl3d.render.meshes import render_mesh
 from rl3d.render.shading import check_shading
+from rl3d.scenes.field import Field
 from rl3d.scenes.gaussians import Gaussians
 from rl3d.scenes.mesh import Mesh
 
 
 def render(
-    scene: Mesh | Gaussians,
+    scene: Mesh | Gaussians | Field,
     cameras: Cameras,
     *,
     background: float | Sequence[float] | Tensor = 0.0,
@@ -31,15 +32,17 @@ def render(
 ) -> Frames:
     """Render a scene with V cameras.
 
-    Differentiable in all tensors of Gaussians; in a mesh's colours and texture, and in its vertices through depth,
-    normals, shading and interpolation at fixed visibility (not yet through silhouettes). Linear in `background`.
+    Differentiable in all tensors of Gaussians and of a Field; in a mesh's colours and texture, and in its vertices
+    through depth, normals, shading and interpolation at fixed visibility (not yet through silhouettes). Linear in
+    `background`.
 
     Args:
-        scene: a Mesh or Gaussians, on the device of the cameras; its dtype is the result's.
+        scene: a Mesh, Gaussians or a Field, on the device of the cameras; its dtype is the result's.
         cameras: V cameras.
         background: sRGB grey level, or colour [3], behind the scene.
         shading: "unlit", "half_lambert" (the embedded prior's light) or "lambert", see rl3d.render.shading; flat and
-            two-sided. Gaussians carry their light in their colours and take "unlit" only.
+            two-sided. Gaussians and fields carry their light in their colours and take "unlit"
+            only.
         supersample: k renders k x k samples a pixel and box-filters them, so that a mesh's alpha is coverage.
         normals: also return world-space normals.
         backend: "cpu" (compiled kernels; float32 on the CPU), "torch" (plain, any device and dtype), or an optional
@@ -49,7 +52,7 @@ def render(
         Frames: rgb [V, 3, H, W] sRGB over the background, alpha, depth, normal. Colours are not clamped.
 
     Raises:
-        InputError: a scene that is neither Mesh nor Gaussians, vertices that are not finite, indices out of range,
+        InputError: a scene of another kind, a diverged field, vertices that are not finite, indices out of range,
             tensors on different devices, an unusable background, supersample or backend.
         ConfigError: unknown shading.
     """
@@ -69,7 +72,16 @@ def render(
             return render_gaussians(scene, cameras, colour, normals, backend)
         fine = cameras.resized((cameras.height * supersample, cameras.width * supersample))
         return _filter(render_gaussians(scene, fine, colour, normals, backend), supersample)
-    raise InputError(f"render takes a Mesh or Gaussians, got {type(scene).__name__}")
+    if isinstance(scene, Field):
+        if shading != "unlit":
+            raise InputError(f"a Field carries its light in its colours; shading must be 'unlit', got {shading!r}")
+        from rl3d.render.fields import render_field
+
+        colour = background_colour(background, scene.box)
+        fine = cameras.resized((cameras.height * supersample, cameras.width * supersample))
+        frames = render_field(scene, fine, colour, normals, backend)
+        return frames if supersample == 1 else _filter(frames, supersample)
+    raise InputError(f"render takes a Mesh, Gaussians or a Field, got {type(scene).__name__}")
 
 
 def background_colour(background: Any, like: Tensor) -> Tensor:

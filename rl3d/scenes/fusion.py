@@ -23,10 +23,10 @@ import torch
 from scipy.ndimage import distance_transform_edt
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from skimage.measure import marching_cubes
 
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
+from rl3d.scenes.isosurface import zero_level
 from rl3d.scenes.mesh import Mesh
 
 if TYPE_CHECKING:  # the layer of rendering lies above this one; only its result's type is named here
@@ -275,15 +275,13 @@ def extract_surface(
     Raises:
         InputError: the grid has no surface.
     """
-    padded = np.pad(grid.values, 1, constant_values=1.0)  # closes a surface that touches the grid's border
-    if not (padded < 0).any():
+    if not (grid.values < 0).any():
         raise InputError(
             "the scene has no surface: nothing is inside all silhouettes; more opaque splats, a finer grid or a lower "
             "alpha threshold would help"
         )
-    vertices, faces, _, _ = marching_cubes(padded, 0.0, spacing=(grid.spacing,) * 3, gradient_direction="descent")
-    vertices = vertices.astype(np.float64) + (grid.origin - grid.spacing)
-    vertices, faces = keep_components(vertices, faces.astype(np.int64), min_component)
+    vertices, faces = zero_level(grid.values, grid.origin, grid.spacing)
+    vertices, faces = keep_components(vertices, faces, min_component)
     vertices = taubin(vertices, faces, smoothing)
     return Mesh(torch.from_numpy(vertices.astype(np.float32)).to(device), torch.from_numpy(faces).to(device))
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rl3d.errors import InputError
-from rl3d.render.spherical_harmonics import basis, evaluate
+from rl3d.scenes.spherical_harmonics import basis, evaluate
 
 
 def test_the_basis_is_orthonormal_on_the_sphere() -> None:

@@ -248,7 +248,7 @@ def test_wrong_arguments_say_what_is_right() -> None:
             render(mesh, cameras, background=background)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="unknown backend 'gsplat' for meshes"):
         render(mesh, cameras, backend="gsplat")
-    with pytest.raises(InputError, match="takes a Mesh or Gaussians, got dict"):
+    with pytest.raises(InputError, match="takes a Mesh, Gaussians or a Field, got dict"):
         render({}, cameras)  # type: ignore[arg-type]
     vertices = SQUARE.clone()
     vertices[2] = math.nan
