@@ -1,15 +1,9 @@
 """The shared differentiable renderer: `render(scene, cameras) -> Frames`, and the stages it is made of."""
 
+from rl3d.render.antialias import antialias, face_neighbours
 from rl3d.render.frames import Frames
-from rl3d.render.meshes import (
-    Fragments,
-    face_normals,
-    interpolate,
-    rasterize,
-    render_mesh,
-    sample_texture,
-    vertex_normals,
-)
+from rl3d.render.meshes import face_normals, render_mesh, sample_texture, vertex_normals
+from rl3d.render.rasterize import Fragments, interpolate, rasterize
 from rl3d.render.render import render
 from rl3d.render.shading import SHADINGS, half_lambert, lambert, shade
 
@@ -17,6 +11,8 @@ __all__ = [
     "SHADINGS",
     "Fragments",
     "Frames",
+    "antialias",
+    "face_neighbours",
     "face_normals",
     "half_lambert",
     "interpolate",

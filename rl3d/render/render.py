@@ -28,11 +28,12 @@ def render(
     supersample: int = 1,
     normals: bool = False,
     backend: str | None = None,
+    antialias: bool = True,
 ) -> Frames:
     """Render a scene with V cameras.
 
-    Differentiable in all tensors of Gaussians; in a mesh's colours and texture, and in its vertices through depth,
-    normals, shading and interpolation at fixed visibility (not yet through silhouettes). Linear in `background`.
+    Differentiable in all tensors of Gaussians; in a mesh's colours and texture, and in its vertices through
+    silhouettes, depth, normals, shading and interpolation. Linear in `background`.
 
     Args:
         scene: a Mesh or Gaussians, on the device of the cameras; its dtype is the result's.
@@ -40,10 +41,12 @@ def render(
         background: sRGB grey level, or colour [3], behind the scene.
         shading: "unlit", "half_lambert" (the embedded prior's light) or "lambert", see rl3d.render.shading; flat and
             two-sided. Gaussians carry their light in their colours and take "unlit" only.
-        supersample: k renders k x k samples a pixel and box-filters them, so that a mesh's alpha is coverage.
+        supersample: k renders k x k samples a pixel and box-filters them.
         normals: also return world-space normals.
         backend: "cpu" (compiled kernels; float32 on the CPU), "torch" (plain, any device and dtype), "gsplat"
-            (Gaussians on CUDA); None: "cpu" where it can, else "torch".
+            (Gaussians on CUDA); None: "cpu" where it can, else "torch". Gradients to the cameras need "torch" or None.
+        antialias: blend a mesh's samples across its silhouettes (`rl3d.render.antialias`): smooth outlines that have
+            gradients. False: a sample's coverage is 0 or 1, and vertices have gradients inside faces only.
 
     Returns:
         Frames: rgb [V, 3, H, W] sRGB over the background, alpha, depth, normal. Colours are not clamped.
@@ -58,7 +61,7 @@ def render(
         raise InputError(f"supersample must be a whole number from 1, got {supersample!r}")
     if isinstance(scene, Mesh):
         colour = background_colour(background, scene.vertices)
-        return render_mesh(scene, cameras, colour, shading, supersample, normals, backend=backend)
+        return render_mesh(scene, cameras, colour, shading, supersample, normals, backend=backend, antialias=antialias)
     if isinstance(scene, Gaussians):
         if shading != "unlit":
             raise InputError(f"Gaussians carry their light in their colours; shading must be 'unlit', got {shading!r}")

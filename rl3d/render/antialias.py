@@ -1,0 +1,130 @@
+"""Silhouette antialiasing: the stage that makes a mesh's outlines smooth and differentiable; see `antialias_torch`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rl3d.cameras import Cameras
+from rl3d.errors import InputError
+from rl3d.render.antialias_torch import antialias_torch
+from rl3d.render.antialias_torch import face_neighbours as neighbours_torch
+from rl3d.render.rasterize import Fragments, choose_backend
+
+
+class _AntialiasCPU(torch.autograd.Function):
+    """The compiled kernels as one node of the autograd graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        colours: Tensor,
+        vertices: Tensor,
+        face_id: Tensor,
+        depth: Tensor,
+        faces: Tensor,
+        neighbours: Tensor,
+        view: Tensor,
+        intrinsics: Tensor,
+    ) -> Tensor:
+        from numba import get_num_threads
+
+        from rl3d.render import antialias_cpu as kernels  # numba compiles and loads on first use
+
+        arrays = [t.detach().contiguous().numpy() for t in (face_id, depth, vertices, faces, neighbours)]
+        cameras = [t.detach().double().contiguous().numpy() for t in (view, intrinsics)]
+        found = kernels.search(*arrays, *cameras, get_num_threads())
+        out = colours.detach().clone(memory_format=torch.contiguous_format)
+        image = out.numpy().reshape(-1, colours.shape[3])
+        size = colours.shape[1:3]
+        ctx.passes = []
+        for axis in (0, 1):
+            pairs, share = kernels.collect(found, axis, arrays[2], arrays[3], *cameras, *size)
+            ctx.passes.append((axis, pairs, share, kernels.blend(image, pairs, share)))
+        ctx.vertices, ctx.cameras, ctx.size = arrays[2], cameras, size
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        from rl3d.render import antialias_cpu as kernels
+
+        out = cotangents[0].clone(memory_format=torch.contiguous_format)
+        image = out.numpy().reshape(-1, out.shape[3])
+        gradient = np.zeros((len(ctx.vertices), 3))
+        for axis, pairs, share, difference in reversed(ctx.passes):
+            of_share = kernels.blend_backward(image, pairs, share, difference)
+            if ctx.needs_input_grad[1]:
+                kernels.positions_backward(of_share, pairs, ctx.vertices, *ctx.cameras, *ctx.size, axis, gradient)
+        to_vertices = torch.from_numpy(gradient).float() if ctx.needs_input_grad[1] else None
+        return out if ctx.needs_input_grad[0] else None, to_vertices, None, None, None, None, None, None
+
+
+def face_neighbours(faces: Tensor) -> Tensor:
+    """The faces across the edges of each face: what `antialias` needs to know of a mesh's connectivity.
+
+    Args:
+        faces: [F, 3] int64.
+
+    Returns:
+        [F, 3] int32 on the device of `faces`: entry k is the face across the edge from corner k to corner k + 1; -1 at
+        a boundary, where more than two faces meet, and at edges that join a vertex with itself.
+    """
+    if faces.device.type != "cpu":
+        return neighbours_torch(faces).int()
+    from rl3d.render.antialias_cpu import neighbours_of
+
+    count = int(faces.max()) + 1 if faces.numel() else 0
+    return torch.from_numpy(neighbours_of(faces.contiguous().numpy(), count))
+
+
+def antialias(
+    colours: Tensor,
+    fragments: Fragments,
+    vertices: Tensor,
+    faces: Tensor,
+    cameras: Cameras,
+    neighbours: Tensor | None = None,
+    backend: str | None = None,
+) -> Tensor:
+    """Blend neighbouring pixels by how much of them a silhouette between their centres leaves to either.
+
+    `antialias_torch` says exactly how. Only pixels beside real silhouettes change: a closed mesh shows no seams. For
+    each of them the result is continuous in the place of the silhouette, so that losses pull outlines and occluding
+    edges into place.
+
+    Args:
+        colours: [V, H, W, D] of any kind, premultiplied (0 where nothing is seen), alpha among them if it is wanted.
+        fragments: what `rasterize` found for the same vertices, faces and cameras.
+        vertices: [N, 3] float, world. faces: [F, 3] int64.
+        neighbours: [F, 3] out of `face_neighbours`, for meshes rendered many times; None: computed.
+        backend: "cpu" (compiled; CPU and float32), "torch" (anywhere), None: "cpu" where it can, "torch" where the
+            cameras want gradients.
+
+    Returns:
+        [V, H, W, D], convex combinations of the pixels' colours; differentiable to `colours` and `vertices`, with
+        backend "torch" to the cameras too.
+
+    Raises:
+        InputError: shapes that do not fit, an unknown or unusable backend.
+    """
+    if colours.ndim != 4 or colours.shape[:3] != fragments.face_id.shape:
+        raise InputError(
+            f"antialias takes colours [V, H, W, D] and fragments [V, H, W] of the same images, got "
+            f"{list(colours.shape)} and {list(fragments.face_id.shape)}"
+        )
+    view, intrinsics = cameras.view.to(vertices.dtype), cameras.intrinsics.to(vertices.dtype)
+    backend = choose_backend(backend, vertices, view, intrinsics)
+    if neighbours is None:
+        neighbours = face_neighbours(faces)
+    if backend == "torch" or faces.shape[0] == 0:
+        return antialias_torch(
+            colours, fragments.face_id, fragments.depth, vertices, faces, view, intrinsics, neighbours.long()
+        )
+    return _AntialiasCPU.apply(
+        colours, vertices, fragments.face_id, fragments.depth, faces, neighbours, view, intrinsics
+    )
