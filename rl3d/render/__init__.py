@@ -1,6 +1,6 @@
 """The shared differentiable renderer: `render(scene, cameras) -> Frames`, and the stages it is made of."""
 
-from rl3d.render.antialias import antialias, face_neighbours
+from rl3d.render.antialias import adjacent_edges, antialias
 from rl3d.render.frames import Frames
 from rl3d.render.meshes import face_normals, render_mesh, sample_texture, vertex_normals
 from rl3d.render.rasterize import Fragments, interpolate, rasterize
@@ -11,8 +11,8 @@ __all__ = [
     "SHADINGS",
     "Fragments",
     "Frames",
+    "adjacent_edges",
     "antialias",
-    "face_neighbours",
     "face_normals",
     "half_lambert",
     "interpolate",

@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
+from rl3d.render.antialias_torch import adjacent_edges as adjacent_edges_torch
 from rl3d.render.antialias_torch import antialias_torch
-from rl3d.render.antialias_torch import face_neighbours as neighbours_torch
 from rl3d.render.rasterize import Fragments, choose_backend
 
 
@@ -27,7 +27,7 @@ class _AntialiasCPU(torch.autograd.Function):
         face_id: Tensor,
         depth: Tensor,
         faces: Tensor,
-        neighbours: Tensor,
+        adjacent: Tensor,
         view: Tensor,
         intrinsics: Tensor,
     ) -> Tensor:
@@ -35,7 +35,7 @@ class _AntialiasCPU(torch.autograd.Function):
 
         from rl3d.render import antialias_cpu as kernels  # numba compiles and loads on first use
 
-        arrays = [t.detach().contiguous().numpy() for t in (face_id, depth, vertices, faces, neighbours)]
+        arrays = [t.detach().contiguous().numpy() for t in (face_id, depth, vertices, faces, adjacent)]
         cameras = [t.detach().double().contiguous().numpy() for t in (view, intrinsics)]
         found = kernels.search(*arrays, *cameras, get_num_threads())
         out = colours.detach().clone(memory_format=torch.contiguous_format)
@@ -64,22 +64,23 @@ class _AntialiasCPU(torch.autograd.Function):
         return out if ctx.needs_input_grad[0] else None, to_vertices, None, None, None, None, None, None
 
 
-def face_neighbours(faces: Tensor) -> Tensor:
-    """The faces across the edges of each face: what `antialias` needs to know of a mesh's connectivity.
+def adjacent_edges(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Which edges of other faces each edge of a face coincides with: what `antialias` needs to know of connectivity.
 
     Args:
-        faces: [F, 3] int64.
+        vertices: [N, 3]; those of exactly equal coordinates count as one, so that files' split vertices are joined.
+        faces: [F, 3] int64. Edge k of face f, from corner k to corner k + 1, has the number 3 f + k.
 
     Returns:
-        [F, 3] int32 on the device of `faces`: entry k is the face across the edge from corner k to corner k + 1; -1 at
-        a boundary, where more than two faces meet, and at edges that join a vertex with itself.
+        [F, 3] int32 on the device of `faces`: the number of the next edge that joins the same two places, in a cycle
+        through all of them; -1 at a boundary, and for faces that use a place twice.
     """
     if faces.device.type != "cpu":
-        return neighbours_torch(faces).int()
-    from rl3d.render.antialias_cpu import neighbours_of
+        return adjacent_edges_torch(vertices, faces).int()
+    from rl3d.render import antialias_cpu as kernels
 
-    count = int(faces.max()) + 1 if faces.numel() else 0
-    return torch.from_numpy(neighbours_of(faces.contiguous().numpy(), count))
+    bits = (vertices.detach().double() + 0.0).contiguous().numpy().view(np.uint64)  # + 0: -0 is 0
+    return torch.from_numpy(kernels.adjacent_edges(bits, faces.contiguous().numpy()))
 
 
 def antialias(
@@ -88,7 +89,7 @@ def antialias(
     vertices: Tensor,
     faces: Tensor,
     cameras: Cameras,
-    neighbours: Tensor | None = None,
+    adjacent: Tensor | None = None,
     backend: str | None = None,
 ) -> Tensor:
     """Blend neighbouring pixels by how much of them a silhouette between their centres leaves to either.
@@ -101,7 +102,7 @@ def antialias(
         colours: [V, H, W, D] of any kind, premultiplied (0 where nothing is seen), alpha among them if it is wanted.
         fragments: what `rasterize` found for the same vertices, faces and cameras.
         vertices: [N, 3] float, world. faces: [F, 3] int64.
-        neighbours: [F, 3] out of `face_neighbours`, for meshes rendered many times; None: computed.
+        adjacent: [F, 3] out of `adjacent_edges`, for meshes rendered many times; None: computed.
         backend: "cpu" (compiled; CPU and float32), "torch" (anywhere), None: "cpu" where it can, "torch" where the
             cameras want gradients.
 
@@ -119,12 +120,9 @@ def antialias(
         )
     view, intrinsics = cameras.view.to(vertices.dtype), cameras.intrinsics.to(vertices.dtype)
     backend = choose_backend(backend, vertices, view, intrinsics)
-    if neighbours is None:
-        neighbours = face_neighbours(faces)
+    if adjacent is None:
+        adjacent = adjacent_edges(vertices, faces)
     if backend == "torch" or faces.shape[0] == 0:
-        return antialias_torch(
-            colours, fragments.face_id, fragments.depth, vertices, faces, view, intrinsics, neighbours.long()
-        )
-    return _AntialiasCPU.apply(
-        colours, vertices, fragments.face_id, fragments.depth, faces, neighbours, view, intrinsics
-    )
+        seen = (fragments.face_id, fragments.depth)
+        return antialias_torch(colours, *seen, vertices, faces, view, intrinsics, adjacent.long())
+    return _AntialiasCPU.apply(colours, vertices, fragments.face_id, fragments.depth, faces, adjacent, view, intrinsics)

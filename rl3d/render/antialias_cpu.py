@@ -10,55 +10,92 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from rl3d.render.antialias_torch import MAX_STEPS
+from rl3d.render.antialias_torch import MAX_STEPS, SLACK
 from rl3d.render.mesh_torch import NEAR
 
 
+@numba.njit(nogil=True)
+def _places(bits):  # type: ignore[no-untyped-def]
+    """The first vertex with the same coordinates as each of bits [N, 3] uint64, by a hash table."""
+    n = bits.shape[0]
+    size = 16
+    while size < 2 * n:
+        size *= 2
+    table = np.full(size, -1, dtype=np.int64)
+    out = np.empty(n, dtype=np.int64)
+    mask, factor = np.uint64(size - 1), np.uint64(0x9E3779B97F4A7C15)
+    for i in range(n):
+        h = bits[i, 0] * factor
+        h = ((h ^ (h >> np.uint64(29))) + bits[i, 1]) * factor
+        h = ((h ^ (h >> np.uint64(29))) + bits[i, 2]) * factor
+        slot = np.int64((h >> np.uint64(20)) & mask)
+        while True:
+            j = table[slot]
+            if j < 0:
+                table[slot] = out[i] = i
+                break
+            if bits[i, 0] == bits[j, 0] and bits[i, 1] == bits[j, 1] and bits[i, 2] == bits[j, 2]:
+                out[i] = j
+                break
+            slot = (slot + 1) % size
+    return out
+
+
 @numba.njit(cache=True, nogil=True)
-def neighbours_of(faces, n_vertices):  # type: ignore[no-untyped-def]
-    """As `antialias_torch.face_neighbours`, int32, by sorting edges into buckets of their lower vertex."""
-    n_faces = faces.shape[0]
+def adjacent_edges(bits, faces):  # type: ignore[no-untyped-def]
+    """As `antialias_torch.adjacent_edges`, int32, by sorting edges into buckets of their lower vertex.
+
+    Args:
+        bits: [N, 3] uint64 views of float64 coordinates without negative zeros.
+    """
+    n_vertices, n_faces = bits.shape[0], faces.shape[0]
+    place = _places(bits)
     out = np.full((n_faces, 3), -1, dtype=np.int32)
     start = np.zeros(n_vertices + 1, dtype=np.int64)
     for f in range(n_faces):
-        for k in range(3):
-            start[min(faces[f, k], faces[f, (k + 1) % 3]) + 1] += 1
+        a, b, c = place[faces[f, 0]], place[faces[f, 1]], place[faces[f, 2]]
+        if a != b and b != c and c != a:
+            start[min(a, b) + 1] += 1
+            start[min(b, c) + 1] += 1
+            start[min(c, a) + 1] += 1
     for i in range(n_vertices):
         start[i + 1] += start[i]
-    high = np.empty(3 * n_faces, dtype=np.int64)  # the edge's other vertex
-    slot = np.empty(3 * n_faces, dtype=np.int64)  # 3 f + k
-    place = start[:-1].copy()
+    high = np.empty(start[n_vertices], dtype=np.int64)  # the edge's other vertex
+    number = np.empty(start[n_vertices], dtype=np.int64)
+    free = start[:-1].copy()
     for f in range(n_faces):
-        for k in range(3):
-            a, b = faces[f, k], faces[f, (k + 1) % 3]
-            low = min(a, b)
-            high[place[low]], slot[place[low]] = max(a, b), 3 * f + k
-            place[low] += 1
+        a, b, c = place[faces[f, 0]], place[faces[f, 1]], place[faces[f, 2]]
+        if a != b and b != c and c != a:
+            for k in range(3):
+                a, b = place[faces[f, k]], place[faces[f, (k + 1) % 3]]
+                low = min(a, b)
+                high[free[low]], number[free[low]] = max(a, b), 3 * f + k
+                free[low] += 1
     for i in range(n_vertices):
         first, last = start[i], start[i + 1]
         if last - first > 48:
-            order = np.argsort(high[first:last]) + first
-            high[first:last], slot[first:last] = high[order], slot[order]
+            order = np.argsort(high[first:last], kind="mergesort") + first  # stable
+            high[first:last], number[first:last] = high[order], number[order]
         else:
             for j in range(first + 1, last):
-                h, s, q = high[j], slot[j], j
+                h, s, q = high[j], number[j], j
                 while q > first and high[q - 1] > h:
-                    high[q], slot[q] = high[q - 1], slot[q - 1]
+                    high[q], number[q] = high[q - 1], number[q - 1]
                     q -= 1
-                high[q], slot[q] = h, s
+                high[q], number[q] = h, s
         j = first
         while j < last:
             q = j + 1
             while q < last and high[q] == high[j]:
                 q += 1
-            if q - j == 2 and high[j] != i and slot[j] // 3 != slot[j + 1] // 3:
-                out[slot[j] // 3, slot[j] % 3] = slot[j + 1] // 3
-                out[slot[j + 1] // 3, slot[j + 1] % 3] = slot[j] // 3
+            if q - j > 1:
+                for m in range(j, q):
+                    out[number[m] // 3, number[m] % 3] = number[m + 1 if m + 1 < q else j]
             j = q
     return out
 
 
-@numba.njit(nogil=True, inline="always")
+@numba.njit(nogil=True)
 def _camera_point(view, vertices, i, axis):  # type: ignore[no-untyped-def]
     """(u, v, z) of a vertex in the camera; u is x for axis 0 and y for axis 1."""
     x, y, z = np.float64(vertices[i, 0]), np.float64(vertices[i, 1]), np.float64(vertices[i, 2])
@@ -71,72 +108,90 @@ def _camera_point(view, vertices, i, axis):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _follow(work, f, u0, v0, sign, fu, fv, axis, view, vertices, faces, neighbours):  # type: ignore[no-untyped-def]
-    """From inside face `f` along the row v0 until its sheet ends: (slot 3 f + k of the silhouette edge or -1, last
+def _cross(pu, pz, ps, qu, qz, qs, u0, scale):  # type: ignore[no-untyped-def]
+    """Where an edge p q with sides ps, qs crosses a row: t, infinite where that is behind the eye."""
+    over = ps * qz - qs * pz
+    if over / (ps - qs) >= NEAR:
+        return ((ps * qu - qs * pu) / over - u0) * scale
+    return np.inf
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def _follow(f, u0, v0, scale, steepness, axis, view, vertices, faces, adjacent):  # type: ignore[no-untyped-def]
+    """From inside face `f` along the row v0 until its sheet ends: (number 3 f + k of the silhouette edge or -1, last
     face or -1). See `antialias_torch._follow`.
+
+    Args:
+        scale: + or - focal length: pixels ahead per unit of u. steepness: focal length of v over that of u.
     """
-    u, v, z, side = work[0], work[1], work[2], work[3]
-    for k in range(3):
-        u[k], v[k], z[k] = _camera_point(view, vertices, faces[f, k], axis)
-        side[k] = v[k] - v0 * z[k]
-    entered = -1
-    for _ in range(MAX_STEPS):
-        k, t, best = -1, np.inf, -np.inf
-        for i in range(3):
-            j = (i + 1) % 3
-            if i == entered or (side[i] >= 0) == (side[j] >= 0):
-                continue
-            over = side[i] * z[j] - side[j] * z[i]
-            at, score = np.inf, 0.0
-            if over / (side[i] - side[j]) >= NEAR:
-                at = sign * ((side[i] * u[j] - side[j] * u[i]) / over - u0) * fu
-                score = at
+    au, av, az = _camera_point(view, vertices, faces[f, 0], axis)
+    bu, bv, bz = _camera_point(view, vertices, faces[f, 1], axis)
+    cu, cv, cz = _camera_point(view, vertices, faces[f, 2], axis)
+    sa, sb, sc = av - v0 * az, bv - v0 * bz, cv - v0 * cz
+    k, t, best = -1, np.inf, -np.inf
+    for i in range(3):
+        # Turned by one corner at the end of the loop: a, b are corners i, i + 1.
+        if (sa >= 0) != (sb >= 0):
+            at = _cross(au, az, sa, bu, bz, sb, u0, scale)
+            score = 0.0 if at == np.inf else at
             if score > best:
                 k, t, best = i, at, score
-        if k < 0:
-            return np.int64(-1), np.int64(-1)
+        au, av, az, sa, bu, bv, bz, sb, cu, cv, cz, sc = bu, bv, bz, sb, cu, cv, cz, sc, au, av, az, sa
+    if k < 0:
+        return np.int64(-1), np.int64(-1)
+    for _ in range(k):
+        au, av, az, sa, bu, bv, bz, sb, cu, cv, cz, sc = bu, bv, bz, sb, cu, cv, cz, sc, au, av, az, sa
+    number = np.int64(3 * f + k)
+    # The segment leaves a face through the edge a b, whose third corner is c.
+    for _ in range(MAX_STEPS):
         if t > 1:
-            return np.int64(-1), np.int64(f)
-        j, m = (k + 1) % 3, (k + 2) % 3
-        du, dv, dz = u[j] - u[k], v[j] - v[k], z[j] - z[k]
-        pu, pv, pz = v[k] * dz - z[k] * dv, z[k] * du - u[k] * dz, u[k] * dv - v[k] * du
-        beyond = neighbours[f, k]
-        silhouette = beyond < 0
-        if not silhouette:
-            a, b = faces[f, k], faces[f, j]
-            third = 0
-            while faces[beyond, third] == a or faces[beyond, third] == b:
-                third += 1
-            nu, nv, nz = _camera_point(view, vertices, faces[beyond, third], axis)
-            this_side = pu * (u[m] - u[k]) + pv * (v[m] - v[k]) + pz * (z[m] - z[k])
-            that_side = pu * (nu - u[k]) + pv * (nv - v[k]) + pz * (nz - z[k])
-            silhouette = not (this_side * that_side < 0)
-            if not silhouette:
-                # The corners of the next face in its own order; two of them are known.
-                at_a = 0
-                for i in range(3):
-                    if i != third and faces[beyond, i] == a:
-                        at_a = i
-                ua, va, za, sa = u[k], v[k], z[k], side[k]
-                ub, vb, zb, sb = u[j], v[j], z[j], side[j]
-                at_b = 3 - third - at_a
-                u[third], v[third], z[third], side[third] = nu, nv, nz, nv - v0 * nz
-                u[at_a], v[at_a], z[at_a], side[at_a] = ua, va, za, sa
-                u[at_b], v[at_b], z[at_b], side[at_b] = ub, vb, zb, sb
-                f, entered = np.int64(beyond), (third + 1) % 3
-        if silhouette:
-            steep, flat = abs(pu) / fu, abs(pv) / fv
+            return np.int64(-1), number // 3
+        du, dv, dz = bu - au, bv - av, bz - az
+        pu, pv, pz = av * dz - az * dv, az * du - au * dz, au * dv - av * du
+        candidate = np.int64(adjacent[number // 3, number % 3])
+        onward = np.int64(-1)
+        while candidate >= 0 and candidate != number:
+            g, m = candidate // 3, candidate % 3
+            nu, nv, nz = _camera_point(view, vertices, faces[g, (m + 2) % 3], axis)
+            sn = nv - v0 * nz
+            with_a = (sa >= 0) != (sn >= 0)
+            if with_a:
+                at = _cross(nu, nz, sn, au, az, sa, u0, scale)
+            else:
+                at = _cross(bu, bz, sb, nu, nz, sn, u0, scale)
+            if at == np.inf:
+                this_side = pu * (cu - au) + pv * (cv - av) + pz * (cz - az)
+                that_side = pu * (nu - au) + pv * (nv - av) + pz * (nz - az)
+                ahead = this_side * that_side < 0
+            else:
+                ahead = at >= t - SLACK
+            if ahead:
+                # The new exit joins the third corner of g with a or b: it is edge m + 2 if that is g's corner m.
+                first_u, first_v, first_z = _camera_point(view, vertices, faces[g, m], axis)
+                a_is_first = first_u == au and first_v == av and first_z == az
+                onward = 3 * g + (m + (2 if with_a == a_is_first else 1)) % 3
+                if with_a:
+                    cu, cv, cz, sc = bu, bv, bz, sb
+                    bu, bv, bz, sb = nu, nv, nz, sn
+                else:
+                    cu, cv, cz, sc = au, av, az, sa
+                    au, av, az, sa = nu, nv, nz, sn
+                t = at
+                break
+            candidate = np.int64(adjacent[g, m])
+        if onward < 0:
+            steep, flat = abs(pu) * steepness, abs(pv)
             if steep > flat or (axis == 0 and steep == flat):
-                return np.int64(3 * f + k), np.int64(-1)
+                return number, np.int64(-1)
             return np.int64(-1), np.int64(-1)
+        number = onward
     return np.int64(-1), np.int64(-1)
 
 
 @numba.njit(nogil=True, error_model="numpy")
-def _search_row(face_id, depth, vertices, faces, neighbours, view, intrinsics, v, row, out):  # type: ignore[no-untyped-def]
+def _search_row(face_id, depth, vertices, faces, adjacent, view, intrinsics, v, row, out):  # type: ignore[no-untyped-def]
     """Both passes of one row of pixels: out[axis, column] = 2 slot + (is the second pixel the near one), or -1."""
     height, width = face_id.shape[1], face_id.shape[2]
-    work = np.empty((4, 3))
     for axis in range(2):
         fu, fv = intrinsics[v, axis, axis], intrinsics[v, 1 - axis, 1 - axis]
         cu, cv = intrinsics[v, axis, 2], intrinsics[v, 1 - axis, 2]
@@ -154,19 +209,19 @@ def _search_row(face_id, depth, vertices, faces, neighbours, view, intrinsics, v
             first, second, v0 = (first - cu) / fu, (second - cu) / fu, (rest - cv) / fv
             swapped = f < 0 or (g >= 0 and depth[v, row2, column2] < depth[v, row, column])
             near, other = (g, f) if swapped else (f, g)
-            start, sign = (second, -1.0) if swapped else (first, 1.0)
-            slot, end = _follow(work, near, start, v0, sign, fu, fv, axis, view[v], vertices, faces, neighbours)
+            start, scale = (second, -fu) if swapped else (first, fu)
+            slot, end = _follow(near, start, v0, scale, fv / fu, axis, view[v], vertices, faces, adjacent)
             if slot < 0 and end != other and other >= 0:
                 swapped = not swapped
-                start, sign = (second, -1.0) if swapped else (first, 1.0)
-                slot, end = _follow(work, other, start, v0, sign, fu, fv, axis, view[v], vertices, faces, neighbours)
+                start, scale = (second, -fu) if swapped else (first, fu)
+                slot, end = _follow(other, start, v0, scale, fv / fu, axis, view[v], vertices, faces, adjacent)
             if slot >= 0:
                 out[axis, column] = 2 * slot + swapped
 
 
 @numba.njit(cache=True, parallel=True, nogil=True)
-def search(face_id, depth, vertices, faces, neighbours, view, intrinsics, threads):  # type: ignore[no-untyped-def]
-    """Silhouette edges between pixels and their right and lower neighbours.
+def search(face_id, depth, vertices, faces, adjacent, view, intrinsics, threads):  # type: ignore[no-untyped-def]
+    """Silhouette edges between pixels and their right and lower adjacent.
 
     Args:
         face_id: [V, H, W] int32 or int64. depth: [V, H, W] float32. view, intrinsics: float64.
@@ -182,7 +237,7 @@ def search(face_id, depth, vertices, faces, neighbours, view, intrinsics, thread
         job = (i % share) * threads + i // share
         if job < rows:
             v, row = job // height, job % height
-            _search_row(face_id, depth, vertices, faces, neighbours, view, intrinsics, v, row, out[job])
+            _search_row(face_id, depth, vertices, faces, adjacent, view, intrinsics, v, row, out[job])
     return out
 
 

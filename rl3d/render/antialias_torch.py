@@ -13,13 +13,13 @@ Three choices differ from the paper:
   across the mesh until it leaves the visible sheet, so that meshes with faces smaller than a pixel, whose silhouettes
   lie on slivers that no pixel sees, are antialiased and differentiated as well.
 - Rows are blended first, columns second, on the result of the rows. Both passes are convex combinations, so alpha stays
-  in [0, 1], and the corner of an axis-aligned box gets the product of its two coverages.
+  in [0, 1].
 - An edge is used by the pass that it is steeper to (rows: at least 45 degrees in pixels), so that no area counts twice.
 
-An edge is a silhouette if it is a boundary, if more than two faces meet there, or if the far corners of its two faces
-lie on one side of the plane through the eye and the edge (whatever their winding). Where surfaces pierce each other
-there is no edge, hence no antialiasing and no gradient. All of it is computed in camera space, without a division by a
-depth: edges may run through the near plane and behind the eye.
+An edge is a silhouette if all faces that meet there lie on one side of it as the eye sees it, whatever their winding;
+boundaries are the case of one face. Where surfaces pierce each other there is no edge, hence no antialiasing and no
+gradient. All of it is computed in camera space, without a division by a depth: edges may run through the near plane and
+behind the eye.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from torch import Tensor
 from rl3d.render.mesh_torch import NEAR, camera_vertices
 
 MAX_STEPS = 256  # faces that a segment of one pixel may cross before the search gives up
+SLACK = 1e-7  # pixels that a face without a width may lie back by rounding
 
 
 @dataclass(frozen=True)
@@ -49,28 +50,33 @@ class Crossings:
     edge: Tensor
 
 
-def face_neighbours(faces: Tensor) -> Tensor:
-    """The faces across the edges of each face.
+def adjacent_edges(vertices: Tensor, faces: Tensor) -> Tensor:
+    """Which edges of other faces each edge of a face coincides with.
 
     Args:
-        faces: [F, 3] int64.
+        vertices: [N, 3]; those of exactly equal coordinates count as one, so that files' split vertices are joined.
+        faces: [F, 3] int64. Edge k of face f, from corner k to corner k + 1, has the number 3 f + k.
 
     Returns:
-        [F, 3] int64: entry k is the face across the edge from corner k to corner k + 1; -1 where there is none, where
-        more than two faces meet, or where the edge joins a vertex with itself.
+        [F, 3] int64: the number of the next edge that joins the same two places, in a cycle through all of them; -1 at
+        a boundary, and for faces that use a place twice.
     """
-    n = int(faces.max()) + 1 if faces.numel() else 1
-    a, b = faces.reshape(-1), faces.roll(-1, 1).reshape(-1)
+    n = max(len(vertices), 1)
+    if faces.numel():
+        _, place = torch.unique(vertices.detach() + 0.0, dim=0, return_inverse=True)  # + 0: -0 is 0
+        faces = place[faces]
+    after = faces.roll(-1, 1)
+    proper = (faces != after).all(1).repeat_interleave(3)
+    number = proper.nonzero()[:, 0]
+    a, b = faces.reshape(-1)[number], after.reshape(-1)[number]
     key, order = torch.sort(torch.minimum(a, b) * n + torch.maximum(a, b), stable=True)
-    same = key[1:] == key[:-1]  # [3F - 1]
-    no = same.new_zeros(1)
-    before, after = torch.cat([no, same]), torch.cat([same, no])  # equal to the entry before, after
-    two = after & ~before & ~torch.cat([after[1:], no])  # the first of exactly two
-    first = two.nonzero()[:, 0]
-    one, other = order[first], order[first + 1]
-    out = torch.full_like(a, -1)
-    out[one], out[other] = other // 3, one // 3
-    out[(a == b) | (out == torch.arange(len(a), device=a.device) // 3)] = -1  # edges of faces without an area
+    number = number[order]
+    _, group, count = torch.unique_consecutive(key, return_inverse=True, return_counts=True)
+    first = count.cumsum(0) - count
+    last = torch.arange(len(key), device=key.device) == (first + count - 1)[group]
+    following = torch.where(last, number[first[group]], number.roll(-1))
+    out = torch.full((len(proper),), -1, dtype=torch.int64, device=faces.device)
+    out[number] = torch.where(count[group] == 1, -1, following)
     return out.reshape(-1, 3)
 
 
@@ -80,7 +86,7 @@ def silhouette_crossings(
     depth: Tensor,
     vertices: Tensor,
     faces: Tensor,
-    neighbours: Tensor,
+    adjacent: Tensor,
     view: Tensor,
     intrinsics: Tensor,
     axis: int,
@@ -88,10 +94,10 @@ def silhouette_crossings(
     """The pairs of pixels between which a visible surface ends.
 
     Args:
-        face_id: [V, H, W]. depth: [V, H, W]. vertices: [N, 3]. faces, neighbours: [F, 3].
+        face_id: [V, H, W]. depth: [V, H, W]. vertices: [N, 3]. faces, adjacent: [F, 3].
         axis: 0 compares pixels of one row, 1 of one column.
     """
-    n_views, height, width = face_id.shape
+    _, height, width = face_id.shape
     index = torch.arange(face_id.numel(), device=face_id.device).reshape(face_id.shape)
     first, second = (index[..., :-1], index[..., 1:]) if axis == 0 else (index[:, :-1], index[:, 1:])
     ids = face_id.reshape(-1)
@@ -100,7 +106,7 @@ def silhouette_crossings(
     one, two = first[differs], second[differs]  # [P]
     forward = z[one] <= z[two]
     near, far = torch.where(forward, one, two), torch.where(forward, two, one)
-    geometry = (camera_vertices(vertices.double(), view.double()), faces, neighbours, intrinsics.double())
+    geometry = (camera_vertices(vertices.double(), view.double()), faces, adjacent, intrinsics.double())
     edge, end = _follow(near, far, ids, *geometry, height, width, axis)
     # The sheet of the nearer pixel goes on behind the other: then it is the other's that ends in between.
     swap = (edge[:, 0] < 0) & (end != ids[far]) & (ids[far] >= 0)
@@ -117,13 +123,16 @@ def _follow(
     ids: Tensor,
     camera: Tensor,
     faces: Tensor,
-    neighbours: Tensor,
+    adjacent: Tensor,
     intrinsics: Tensor,
     height: int,
     width: int,
     axis: int,
 ) -> tuple[Tensor, Tensor]:
     """Follow the segments from pixels `start` [P] to `stop` [P] across the mesh until the sheet ends.
+
+    The segment leaves a face through an edge at t. If another face at this edge carries the segment on, it is the next;
+    if the edge's other faces all lie back, or there are none, the edge is a silhouette.
 
     Returns:
         edge [P, 2]: the vertices of the silhouette edge, -1 where there is none or where it belongs to the other pass;
@@ -132,62 +141,80 @@ def _follow(
     edge = torch.full((len(start), 2), -1, dtype=torch.int64, device=start.device)
     end = torch.full_like(start, -1)
     of_view = torch.div(start, height * width, rounding_mode="floor")
-    flip = [1, 0, 2] if axis else [0, 1, 2]  # (u, v, z): u runs along the segment
-    camera = camera[..., flip]
-    fu, fv = intrinsics[:, flip[0], flip[0]], intrinsics[:, flip[1], flip[1]]
+    camera = camera[..., [1, 0, 2] if axis else [0, 1, 2]]  # (u, v, z): u runs along the segment
+    fu, fv = intrinsics[of_view, axis, axis], intrinsics[of_view, 1 - axis, 1 - axis]
     u0, v0 = _centre(start, intrinsics, height, width, axis)
-    ahead = (stop > start).to(u0.dtype) * 2 - 1  # +1 or -1
-    face, entered = ids[start], torch.full_like(start, -1)  # entered: the edge's slot in `face`, -1 at the start
-    active = torch.arange(len(start), device=start.device)
+    scale = torch.where(stop > start, fu, -fu)
+
+    def crossing(p: Tensor, q: Tensor, who: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where edges p q [A, 3] cross the rows of segments `who`: do they, t, and is that before the eye."""
+        side, other = p[:, 1] - v0[who] * p[:, 2], q[:, 1] - v0[who] * q[:, 2]
+        over = side * q[:, 2] - other * p[:, 2]  # the homogeneous crossing point is (u over, over)
+        t = ((side * q[:, 0] - other * p[:, 0]) / over - u0[who]) * scale[who]
+        in_front = over / (side - other) >= NEAR
+        return (side >= 0) != (other >= 0), torch.where(in_front, t, torch.inf), in_front
+
+    # In the first face two edges are crossed, one ahead and one behind of t = 0; one of them may be behind the eye.
+    segment = torch.arange(len(start), device=start.device)
+    score = torch.full((len(start), 3), -torch.inf, dtype=u0.dtype, device=u0.device)
+    at = score.clone()
+    for k in range(3):
+        p, q = (camera[of_view, faces[ids[start], i % 3]] for i in (k, k + 1))
+        crossed, at[:, k], in_front = crossing(p, q, segment)
+        score[:, k] = torch.where(crossed, torch.where(in_front, at[:, k], 0), -torch.inf)
+    best, slot = score.max(1)
+    segment = (best > -torch.inf).nonzero()[:, 0]  # the others see a face edge-on: nothing to follow
+    number = (3 * ids[start] + slot)[segment]
+    t = at.gather(1, slot[:, None])[segment, 0]
     for _ in range(MAX_STEPS):
-        if len(active) == 0:
+        inside = t > 1
+        end[segment[inside]] = torch.div(number[inside], 3, rounding_mode="floor")
+        segment, number, t = segment[~inside], number[~inside], t[~inside]
+        if len(segment) == 0:
             break
-        v, f, sign = of_view[active], face[active], ahead[active]
-        corner = faces[f]  # [A, 3]
-        p = camera[v[:, None], corner]  # [A, 3, 3]
-        side = p[..., 1] - v0[active, None] * p[..., 2]  # [A, 3]
-        after, p_after = side.roll(-1, 1), p.roll(-1, 1)
-        crossed = (side >= 0) != (after >= 0)  # [A, 3], two of them
-        over = side * p_after[..., 2] - after * p[..., 2]  # the homogeneous crossing point is (u over, over)
-        u = (side * p_after[..., 0] - after * p[..., 0]) / over
-        z = over / (side - after)
-        in_front = z >= NEAR
-        t = torch.where(in_front, sign[:, None] * (u - u0[active, None]) * fu[v, None], torch.inf)
-        slots = torch.arange(3, device=f.device)
-        candidate = crossed & (slots != entered[active, None])
-        # At the start two edges are crossed, one ahead and one behind of t = 0; one of them may be behind the eye.
-        exit_slot = torch.where(candidate, torch.where(in_front, t, 0), -torch.inf).argmax(1)
-        lost = ~candidate.any(1)  # a face seen edge-on: nothing to follow
-        row = torch.arange(len(f), device=f.device)
-        t_exit = t[row, exit_slot]
-        inside = ~lost & (t_exit > 1)
-        end[active[inside]] = f[inside]
-        a, b = corner[row, exit_slot], corner[row, (exit_slot + 1) % 3]
-        pa, pb = p[row, exit_slot], p[row, (exit_slot + 1) % 3]
-        beyond = neighbours[f, exit_slot]
-        far_corner = torch.where(beyond >= 0, faces[beyond].sum(1) - a - b, 0)
+        a, b, c = _corners(faces, number)
+        v = of_view[segment]
+        pa, pb = camera[v, a], camera[v, b]
         plane = torch.linalg.cross(pa, pb - pa)
-        this_side = (plane * (p[row, (exit_slot + 2) % 3] - pa)).sum(1)
-        that_side = (plane * (camera[v, far_corner] - pa)).sum(1)
-        # Not >=: a neighbour seen edge-on ends the sheet as well.
-        silhouette = (beyond < 0) | ~(this_side * that_side < 0)
-        found = ~lost & ~inside & silhouette
-        steep, flat = plane[:, 0].abs() / fu[v], plane[:, 1].abs() / fv[v]
-        fits = (steep >= flat) if axis == 0 else (steep > flat)
-        keep = found & fits
-        edge[active[keep]] = torch.stack([a, b], 1)[keep]
-        onward = ~lost & ~inside & ~silhouette
-        entered_slot = (neighbours_slot(faces, beyond, a, b))[onward]
-        active, face_next = active[onward], beyond[onward]
-        face[active], entered[active] = face_next, entered_slot
+        this_side = (plane * (camera[v, c] - pa)).sum(1)
+        onward = torch.full_like(number, -1)
+        t_next = t.clone()
+        candidate = adjacent.reshape(-1)[number]
+        while True:
+            asked = ((candidate >= 0) & (candidate != number) & (onward < 0)).nonzero()[:, 0]
+            if len(asked) == 0:
+                break
+            who, edge_number = segment[asked], candidate[asked]
+            first, _, third = _corners(faces, edge_number)
+            p, d = camera[v[asked], first], camera[v[asked], third]
+            side = torch.stack([x[:, 1] - v0[who] * x[:, 2] for x in (p, d)])
+            # The segment leaves through the edge between the third corner and the one on its other side.
+            with_first = (side[0] >= 0) != (side[1] >= 0)
+            exit_number = _turned(edge_number, torch.where(with_first, 2, 1))
+            q, r = (camera[v[asked], x] for x in _corners(faces, exit_number)[:2])
+            _, t_exit, in_front = crossing(q, r, who)
+            that_side = (plane[asked] * (d - pa[asked])).sum(1)
+            ahead = torch.where(in_front, t_exit >= t[asked] - SLACK, this_side[asked] * that_side < 0)
+            onward[asked] = torch.where(ahead, exit_number, -1)
+            t_next[asked] = torch.where(ahead, t_exit, t[asked])
+            candidate[asked] = adjacent.reshape(-1)[edge_number]
+        steep, flat = plane[:, 0].abs() / fu[segment], plane[:, 1].abs() / fv[segment]
+        keep = (onward < 0) & ((steep >= flat) if axis == 0 else (steep > flat))
+        edge[segment[keep]] = torch.stack([a, b], 1)[keep]
+        more = onward >= 0
+        segment, number, t = segment[more], onward[more], t_next[more]
     return edge, end
 
 
-def neighbours_slot(faces: Tensor, face: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """Which edge (0, 1, 2) of faces `face` [A] joins vertices a and b [A], in either direction."""
-    corner = faces[face.clamp_min(0)]
-    other = (corner != a[:, None]) & (corner != b[:, None])
-    return (other.to(torch.int64).argmax(1) + 1) % 3  # the edge opposite to the third corner
+def _corners(faces: Tensor, number: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The vertices of edges `number` [A], and the third corner of their faces."""
+    corners = faces.reshape(-1)
+    return corners[number], corners[_turned(number, 1)], corners[_turned(number, 2)]
+
+
+def _turned(number: Tensor, by: Tensor | int) -> Tensor:
+    """The edges `by` places on in the same faces."""
+    return number - number % 3 + (number + by) % 3
 
 
 def _centre(pixel: Tensor, intrinsics: Tensor, height: int, width: int, axis: int) -> tuple[Tensor, Tensor]:
@@ -228,23 +255,23 @@ def antialias_torch(
     faces: Tensor,
     view: Tensor,
     intrinsics: Tensor,
-    neighbours: Tensor | None = None,
+    adjacent: Tensor | None = None,
 ) -> Tensor:
     """Blend pixels across silhouette edges; see the module's text.
 
     Args:
         colours: [V, H, W, D] premultiplied. face_id: [V, H, W], -1 for nothing. depth: [V, H, W], metres.
         vertices: [N, 3]. faces: [F, 3] int64. view: [V, 4, 4]. intrinsics: [V, 3, 3], pixels.
-        neighbours: [F, 3] out of `face_neighbours`, None: computed.
+        adjacent: [F, 3] out of `adjacent_edges`, None: computed.
 
     Returns:
         [V, H, W, D]; differentiable to colours, vertices, view and intrinsics (`depth` only orders the surfaces).
     """
     _, height, width = face_id.shape
-    neighbours = face_neighbours(faces) if neighbours is None else neighbours
+    adjacent = adjacent_edges(vertices, faces) if adjacent is None else adjacent
     image = colours.reshape(-1, colours.shape[-1])
     for axis in (0, 1):
-        found = silhouette_crossings(face_id, depth, vertices, faces, neighbours, view, intrinsics, axis)
+        found = silhouette_crossings(face_id, depth, vertices, faces, adjacent, view, intrinsics, axis)
         t = crossing_positions(found, vertices, view, intrinsics, height, width, axis)
         outwards = t > 0.5  # the surface reaches into the far pixel
         share = torch.where(outwards, t - 0.5, 0.5 - t).to(image.dtype)

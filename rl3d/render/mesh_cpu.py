@@ -90,7 +90,7 @@ def _draw_triangle(x0, y0, iz0, x1, y1, iz1, x2, y2, iz2, f, first, face_id, inv
                     face_id[row - first, column] = f
 
 
-@numba.njit(nogil=True, inline="always")
+@numba.njit(nogil=True)
 def camera_point(view, vertices, i):  # type: ignore[no-untyped-def]
     """x, y, z of a vertex in the axes of a camera, float64."""
     x, y, z = np.float64(vertices[i, 0]), np.float64(vertices[i, 1]), np.float64(vertices[i, 2])
@@ -242,9 +242,7 @@ def _rasterize(vertices, faces, view, intrinsics, vertex_range, face_range, heig
                 ids = face_id[w, first:last]
                 f0, f1 = face_range[w]
                 base = vertex_range[w, 0]
-                _draw_band(
-                    faces, f0, f1, base, screen[v], rows[v], vertices, view[w], intrinsics[w], cull, first, ids
-                )
+                _draw_band(faces, f0, f1, base, screen[v], rows[v], vertices, view[w], intrinsics[w], cull, first, ids)
                 _resolve_band(
                     vertices, faces, view[w], intrinsics[w], first, ids, bary[w, first:last], depth[w, first:last]
                 )
@@ -266,6 +264,4 @@ def rasterize_views(vertices, faces, view, intrinsics, height, width, cull=False
     intrinsics = np.ascontiguousarray(intrinsics, dtype=np.float64)
     if ranges is None:
         ranges = (np.tile([0, len(vertices)], (len(view), 1)), np.tile([0, len(faces)], (len(view), 1)))
-    return _rasterize(
-        vertices, faces, view, intrinsics, *ranges, height, width, bool(cull), numba.get_num_threads()
-    )
+    return _rasterize(vertices, faces, view, intrinsics, *ranges, height, width, bool(cull), numba.get_num_threads())

@@ -161,9 +161,7 @@ def interpolate_backward(face_id, bary, values, indices, cotangent):  # type: ig
     grad_bary = np.empty((points, 3), dtype=np.float32)
     for part in numba.prange(count):
         first, last = part * points // count, (part + 1) * points // count
-        _interpolate_backward(
-            face_id, bary, values, indices, cotangent, first, last, grad_bary, parts[part]
-        )
+        _interpolate_backward(face_id, bary, values, indices, cotangent, first, last, grad_bary, parts[part])
     out = np.empty((n, values.shape[1]), dtype=np.float32)
     for block in numba.prange((n + 4095) // 4096):
         _add_parts(parts, block * 4096, min(n, block * 4096 + 4096), out)

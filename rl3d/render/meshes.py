@@ -91,33 +91,32 @@ def render_mesh(
     _check_texture(mesh)
     fine = cameras if supersample == 1 else cameras.resized((cameras.height * supersample, cameras.width * supersample))
     fragments = rasterize(mesh.vertices, mesh.faces, fine, backend)
-    # From here on only covered samples are computed, as flat [P] fragments.
-    shape = fragments.face_id.shape
-    hit = (fragments.face_id.reshape(-1) >= 0).nonzero()[:, 0]  # [P]
-    seen = Fragments(
-        fragments.face_id.reshape(-1).index_select(0, hit),
-        fragments.bary.reshape(-1, 3).index_select(0, hit),
-        fragments.depth.reshape(-1).index_select(0, hit),
-    )
-    linear = shading != "unlit" or supersample > 1
-    colour = surface_colours(mesh, seen, linear, backend)  # [P, 3]
+    covered = (fragments.face_id >= 0)[..., None].to(mesh.vertices.dtype)  # [V, H, W, 1], of samples
     normal: Tensor | None = None
+    sides = None
     if normals or shading != "unlit":
-        of_view = torch.div(hit, shape[1] * shape[2], rounding_mode="floor")
-        normal = _turned_normals(mesh, fine, seen, of_view, smooth, backend)  # [P, 3]
-    if normal is not None and shading != "unlit":
-        colour = colour * shade_factor(normal, shading)[:, None]
-    if linear and supersample == 1:
-        colour = linear_to_srgb(colour)
-    samples = [colour, torch.ones_like(seen.depth)[:, None], seen.depth[:, None]]
-    if normals and normal is not None:
-        samples.append(normal)
-    values = torch.cat(samples, 1)
-    image = values.new_zeros(shape.numel(), values.shape[1]).index_copy(0, hit, values).reshape(*shape, -1)
-    blended = image
-    if antialias:
-        blended = antialias_silhouettes(image, fragments, mesh.vertices, mesh.faces, fine, None, backend)
-    frames = _filter(image.permute(0, 3, 1, 2), blended.permute(0, 3, 1, 2), supersample)
+        sides = _seen_sides(mesh, fine, fragments)
+        if normals or smooth:
+            normal = _turned_normals(mesh, fragments, sides, smooth, backend)
+    linear = supersample > 1
+    if shading == "unlit" or sides is None:
+        colour = surface_colours(mesh, fragments, linear, backend)
+    elif mesh.face_colours is not None and not smooth and 2 * len(mesh.faces) < covered.numel():
+        # Fewer sides of faces than samples: light them instead.
+        lit = srgb_to_linear(mesh.face_colours) * _side_factors(mesh, shading).reshape(2, -1, 1)
+        lit = (lit if linear else linear_to_srgb(lit)).flatten(0, 1)
+        colour = rows_of(torch.cat([lit, lit.new_zeros(1, 3)]), sides)
+    else:
+        colour = surface_colours(mesh, fragments, True, backend)
+        if smooth and normal is not None:
+            colour = colour * shade_factor(normal, shading)[..., None]
+        else:
+            factors = _side_factors(mesh, shading)
+            colour = colour * rows_of(torch.cat([factors, factors.new_ones(1)])[:, None], sides)
+        colour = colour if linear else linear_to_srgb(colour)
+    frames = _resolve(
+        colour, covered, fragments, normal if normals else None, mesh, fine, supersample, antialias, backend
+    )
     return replace(frames, rgb=frames.rgb + (1 - frames.alpha) * background.to(frames.rgb)[:, None, None])
 
 
@@ -125,68 +124,102 @@ def surface_colours(mesh: Mesh, fragments: Fragments, linear: bool = False, back
     """Albedo [..., 3] of the visible points from whichever source of colour the mesh has; differentiable in it.
 
     A texture whose uvs all lie in [0, 1] is clamped at its border; others repeat, glTF's default. Colours are blended
-    as they are stored, in sRGB.
+    as they are stored, in sRGB. 0 where there is no face.
 
     Args:
         linear: decode to linear light.
         backend: of `interpolate`.
     """
-    shape = (*fragments.face_id.shape, 3)
+    ids = fragments.face_id
     if mesh.face_colours is not None:
-        if mesh.face_colours.shape[0] == 0:
-            return mesh.face_colours.new_zeros(shape)
-        table = srgb_to_linear(mesh.face_colours) if linear else mesh.face_colours  # fewer faces than pixels
-        return rows_of(table, fragments.face_id.clamp_min(0))
+        table = torch.cat([mesh.face_colours, mesh.face_colours.new_zeros(1, 3)])
+        table = srgb_to_linear(table) if linear else table  # fewer faces than pixels
+        return rows_of(table, torch.where(ids < 0, len(mesh.faces), ids))
     if mesh.vertex_colours is not None:
         colour = interpolate((mesh.vertex_colours, mesh.faces), fragments, backend)
     elif mesh.texture is not None and mesh.uvs is not None and mesh.face_uvs is not None:
         uv = interpolate((mesh.uvs, mesh.face_uvs), fragments, backend)
-        colour = sample_bilinear(mesh.texture, uv, repeat=tiles(mesh.uvs))
+        hit = (ids.reshape(-1) >= 0).nonzero()[:, 0]  # look-ups are dear: none for the background
+        seen = sample_bilinear(mesh.texture, uv.reshape(-1, 2).index_select(0, hit), repeat=tiles(mesh.uvs))
+        colour = seen.new_zeros(ids.numel(), 3).index_copy(0, hit, seen).reshape(*ids.shape, 3)
     else:
         grey = mesh.vertices.new_tensor(DEFAULT_GREY)
-        return (srgb_to_linear(grey) if linear else grey).expand(shape)
+        return (srgb_to_linear(grey) if linear else grey) * (ids >= 0)[..., None].expand(*ids.shape, 3)
     return srgb_to_linear(colour) if linear else colour
 
 
-def _turned_normals(
-    mesh: Mesh, cameras: Cameras, fragments: Fragments, of_view: Tensor, smooth: bool, backend: str | None
-) -> Tensor:
-    """Unit world normals [P, 3] of fragments [P] seen by cameras `of_view` [P], on the viewer's side of the face."""
-    if fragments.face_id.shape[0] == 0:
-        return mesh.vertices.new_zeros(0, 3)
+def _seen_sides(mesh: Mesh, cameras: Cameras, fragments: Fragments) -> Tensor:
+    """[V, H, W] int64: f where face f is seen from the side of its normal, F + f from the other, 2 F for nothing."""
+    count = len(mesh.faces)
+    ids = fragments.face_id
+    if count == 0:
+        return torch.zeros_like(ids)
+    with torch.no_grad():
+        flat = face_normals(mesh.vertices, mesh.faces)
+        heights = cameras.centres.to(flat.dtype) @ flat.T - (flat * mesh.vertices[mesh.faces[:, 0]]).sum(1)  # [V, F]
+        side = torch.where(heights < 0, count, 0) + torch.arange(count, device=ids.device)
+        of_view = torch.arange(len(cameras), device=ids.device)[:, None, None] * count
+        seen = side.reshape(-1).index_select(0, (ids.clamp_min(0) + of_view).reshape(-1)).reshape(ids.shape)
+        return torch.where(ids < 0, 2 * count, seen)
+
+
+def _side_factors(mesh: Mesh, shading: str) -> Tensor:
+    """[2 F] of both sides of the flat faces, in the order of `_seen_sides`."""
     flat = face_normals(mesh.vertices, mesh.faces)
-    with torch.no_grad():  # [V, F]: does the eye stand on the side that the normal points away from?
-        heights = cameras.centres.to(flat.dtype) @ flat.T - (flat * mesh.vertices[mesh.faces[:, 0]]).sum(1)
-        turned = (heights < 0).reshape(-1).index_select(0, of_view * flat.shape[0] + fragments.face_id)  # [P]
+    return shade_factor(torch.cat([flat, -flat]), shading)
+
+
+def _turned_normals(mesh: Mesh, fragments: Fragments, sides: Tensor, smooth: bool, backend: str | None) -> Tensor:
+    """Unit world normals [V, H, W, 3] on the viewer's side of the face, 0 where nothing is seen."""
     if smooth:
         per_vertex = vertex_normals(mesh.vertices, mesh.faces)
         normal = normalize(interpolate((per_vertex, mesh.faces), fragments, backend), dim=-1, eps=1e-20)
-        return torch.where(turned[:, None], -normal, normal)
-    return rows_of(torch.cat([flat, -flat]), fragments.face_id + flat.shape[0] * turned)
+        return torch.where((sides >= len(mesh.faces))[..., None], -normal, normal)
+    flat = face_normals(mesh.vertices, mesh.faces)
+    return rows_of(torch.cat([flat, -flat, flat.new_zeros(1, 3)]), sides)
 
 
-def _filter(samples: Tensor, blended: Tensor, k: int) -> Frames:
-    """Box-filter k x k samples into pixels with premultiplied sRGB colour.
+def _resolve(
+    colour: Tensor,
+    covered: Tensor,
+    fragments: Fragments,
+    normal: Tensor | None,
+    mesh: Mesh,
+    cameras: Cameras,
+    k: int,
+    antialias: bool,
+    backend: str | None,
+) -> Frames:
+    """Antialias samples [V, k H, k W, D] and box-filter k x k of them into pixels with premultiplied sRGB colour.
 
-    Args:
-        samples: [V, 5 or 8, k H, k W] premultiplied colour (linear for k > 1), coverage, depth and normal of the sample
-            centres. blended: the same after antialiasing. Depth and normal of a pixel are those of its covered centres;
-            where it has none, those of the surface that reaches into it.
+    Depth and normal of a pixel are those of its covered samples; where none of its samples is covered, those of the
+    surface that reaches into it.
     """
-    if k > 1:
-        samples, blended = avg_pool2d(samples, k), blended if blended is samples else avg_pool2d(blended, k)
-    alpha = blended[:, 3:4]
+    parts = [colour, covered, fragments.depth[..., None], *([] if normal is None else [normal])]
+    centres, depth, *turned = [_pooled(t, k) for t in parts[1:]]
+    if antialias:
+        samples = antialias_silhouettes(
+            torch.cat(parts, -1), fragments, mesh.vertices, mesh.faces, cameras, None, backend
+        )
+        rgb, alpha, *reaching = _pooled(samples, k).split([t.shape[-1] for t in parts], 1)
+    else:
+        rgb, alpha = _pooled(colour, k), centres
     coverage = alpha.clamp_min(1e-6)  # keeps 0 / 0 out of the gradient
-    rgb = blended[:, :3]
     if k > 1:
         rgb = linear_to_srgb(rgb / coverage) * alpha
-    centres = samples[:, 3:4]
-    inside = centres > 0
-    depth = torch.where(inside, samples[:, 4:5] / centres.clamp_min(0.5 / (k * k)), blended[:, 4:5] / coverage)
-    normal = None
-    if samples.shape[1] > 5:
-        normal = normalize(torch.where(inside, samples[:, 5:], blended[:, 5:]), dim=1, eps=1e-20)
-    return Frames(rgb.contiguous(), alpha.contiguous(), depth, normal)
+    depth = depth / centres.clamp_min(0.5 / (k * k))
+    if antialias:
+        depth = torch.where(centres > 0, depth, reaching[0] / coverage)
+        turned = [torch.where(centres > 0, *pair) for pair in zip(turned, reaching[1:])]
+    return Frames(
+        rgb.contiguous(), alpha.contiguous(), depth, normalize(turned[0], dim=1, eps=1e-20) if turned else None
+    )
+
+
+def _pooled(samples: Tensor, k: int) -> Tensor:
+    """[V, k H, k W, D] -> [V, D, H, W]."""
+    image = samples.permute(0, 3, 1, 2)
+    return avg_pool2d(image, k) if k > 1 else image
 
 
 def _check_texture(mesh: Mesh) -> None:

@@ -51,13 +51,14 @@ class _RasterizeCPU(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         from rl3d.render.mesh_cpu import rasterize_views  # numba compiles and loads on first use
 
-        mesh = [t.detach().contiguous().numpy() for t in (vertices, faces)]
-        cameras = [t.detach().double().contiguous().numpy() for t in (view, intrinsics)]
+        points, corners = (t.detach().contiguous().numpy() for t in (vertices, faces))
+        pose, lens = (t.detach().double().contiguous().numpy() for t in (view, intrinsics))
         rows = None if ranges is None else tuple(t.numpy() for t in ranges)
-        ids, bary, depth = map(torch.from_numpy, rasterize_views(*mesh, *cameras, height, width, cull, rows))
+        seen = rasterize_views(points, corners, pose, lens, height, width, cull, rows)
+        ids, bary, depth = map(torch.from_numpy, seen)
         face_id = ids.long()
         ctx.mark_non_differentiable(face_id)
-        ctx.arrays, ctx.face_id = (*mesh, *cameras), ids.numpy()
+        ctx.arrays, ctx.face_id = (points, corners, pose, lens), ids.numpy()
         return face_id, bary, depth
 
     @staticmethod
@@ -163,9 +164,7 @@ def rasterize(
     return Fragments(face_id, *barycentrics(vertices, faces, view, intrinsics, face_id))
 
 
-def interpolate(
-    attributes: Tensor | tuple[Tensor, Tensor], fragments: Fragments, backend: str | None = None
-) -> Tensor:
+def interpolate(attributes: Tensor | tuple[Tensor, Tensor], fragments: Fragments, backend: str | None = None) -> Tensor:
     """Attributes of the visible points; differentiable in the attributes and `fragments.bary`.
 
     Args:
