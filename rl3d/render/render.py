@@ -13,7 +13,7 @@ from torch.nn.functional import avg_pool2d, normalize
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
 from rl3d.render.frames import Frames
-from rl3d.render.meshes import render_mesh
+from rl3d.render.meshes import MeshOptions, render_group
 from rl3d.render.shading import check_shading
 from rl3d.scenes.gaussians import Gaussians
 from rl3d.scenes.mesh import Mesh
@@ -29,6 +29,10 @@ def render(
     normals: bool = False,
     backend: str | None = None,
     antialias: bool = True,
+    smooth: bool = False,
+    cull_backfaces: bool = False,
+    environment: Tensor | None = None,
+    mipmaps: bool = False,
 ) -> Frames:
     """Render a scene with V cameras.
 
@@ -47,6 +51,10 @@ def render(
             (Gaussians on CUDA); None: "cpu" where it can, else "torch". Gradients to the cameras need "torch" or None.
         antialias: blend a mesh's samples across its silhouettes (`rl3d.render.antialias`): smooth outlines that have
             gradients. False: a sample's coverage is 0 or 1, and vertices have gradients inside faces only.
+        smooth: a mesh is lit by interpolated vertex normals instead of flat faces, and `Frames.normal` holds those.
+        cull_backfaces: leave out a mesh's faces that are seen from their clockwise side; else both sides are drawn.
+        environment: [9, 3] light from around instead of `shading`, see rl3d.render.environment_light; differentiable.
+        mipmaps: look a mesh's texture up in a mip pyramid by each sample's footprint; else bilinearly.
 
     Returns:
         Frames: rgb [V, 3, H, W] sRGB over the background, alpha, depth, normal. Colours are not clamped.
@@ -57,14 +65,17 @@ def render(
         ConfigError: unknown shading.
     """
     check_shading(shading)
-    if isinstance(supersample, bool) or not isinstance(supersample, int) or supersample < 1:
-        raise InputError(f"supersample must be a whole number from 1, got {supersample!r}")
+    _check_supersample(supersample)
     if isinstance(scene, Mesh):
         colour = background_colour(background, scene.vertices)
-        return render_mesh(scene, cameras, colour, shading, supersample, normals, backend=backend, antialias=antialias)
+        options = MeshOptions(
+            shading, supersample, normals, smooth, backend, antialias, cull_backfaces, environment, mipmaps
+        )
+        return render_group([scene], cameras, colour, options)
     if isinstance(scene, Gaussians):
-        if shading != "unlit":
-            raise InputError(f"Gaussians carry their light in their colours; shading must be 'unlit', got {shading!r}")
+        if shading != "unlit" or environment is not None:
+            given = "an environment" if environment is not None else repr(shading)
+            raise InputError(f"Gaussians carry their light in their colours; shading must be 'unlit', got {given}")
         from rl3d.render.gaussians import render_gaussians  # brings compiled kernels
 
         colour = background_colour(background, scene.means)
@@ -73,6 +84,59 @@ def render(
         fine = cameras.resized((cameras.height * supersample, cameras.width * supersample))
         return _filter(render_gaussians(scene, fine, colour, normals, backend), supersample)
     raise InputError(f"render takes a Mesh or Gaussians, got {type(scene).__name__}")
+
+
+def render_batch(
+    meshes: Sequence[Mesh],
+    cameras: Cameras | Sequence[Cameras],
+    *,
+    background: float | Sequence[float] | Tensor = 0.0,
+    options: MeshOptions | None = None,
+) -> Frames:
+    """Render B meshes of any topologies and sources of colour with V cameras each, all cores at work on all of them.
+
+    A batch of vertices [B, N, 3] over one mesh's faces is `[replace(mesh, vertices=v) for v in vertices]`.
+
+    Args:
+        meshes: B, on one device and of one dtype.
+        cameras: V that see every mesh, or B times V, of one image size.
+        background: as in `render`.
+        options: the other arguments of `render`.
+
+    Returns:
+        Frames with leading axes [B, V]: rgb [B, V, 3, H, W] and so on; the same pictures and gradients as B calls of
+        `render`.
+
+    Raises:
+        InputError: as `render`; no meshes, meshes of different devices or dtypes, cameras that do not fit.
+    """
+    options = options or MeshOptions()
+    _check_supersample(options.supersample)
+    kinds = {(m.device, m.vertices.dtype) for m in meshes}
+    if len(kinds) != 1:
+        found = ", ".join(sorted(f"{dtype} on {device}" for device, dtype in kinds)) or "none"
+        raise InputError(f"render_batch takes meshes of one device and dtype, got {found}")
+    if isinstance(cameras, Cameras):
+        views = len(cameras)
+        every = Cameras.cat([cameras] * len(meshes))
+    else:
+        counts = {len(c) for c in cameras}
+        if len(cameras) != len(meshes) or len(counts) != 1:
+            raise InputError(
+                f"render_batch takes Cameras for all, or as many of one length as meshes; got {len(meshes)} meshes and "
+                f"{len(cameras)} Cameras of lengths {sorted(counts)}"
+            )
+        views = counts.pop()
+        every = Cameras.cat(list(cameras))
+    colour = background_colour(background, meshes[0].vertices)
+    frames = render_group(meshes, every, colour, options)
+    images = {name: t.unflatten(0, (len(meshes), views)) for name, t in vars(frames).items() if t is not None}
+    return Frames(**images)
+
+
+def _check_supersample(supersample: object) -> None:
+    if isinstance(supersample, bool) or not isinstance(supersample, int) or supersample < 1:
+        raise InputError(f"supersample must be a whole number from 1, got {supersample!r}")
 
 
 def background_colour(background: Any, like: Tensor) -> Tensor:
