@@ -29,7 +29,7 @@ def environment_factor(normals: Tensor, coefficients: Tensor) -> Tensor:
             `spherical_harmonics.basis`.
 
     Returns:
-        [..., 3] linear RGB, >= 0 (nine numbers overshoot below 0 opposite to a strong light).
+        [..., 3] linear RGB, >= 0 (nine numbers overshoot below 0 where a surface turns away from a strong light).
     """
     lobe = normals.new_tensor(_LOBE)[:, None]
     return (basis(normals, 9) @ (coefficients.to(normals) * lobe)).clamp_min(0)

@@ -126,14 +126,14 @@ def test_coverage_sums_to_the_area_of_a_turned_square() -> None:
 
 
 def test_silhouettes_of_faces_smaller_than_a_pixel_are_found() -> None:
-    """A sphere of 15,000 faces on 24 x 24 pixels: its silhouette lies on slivers that no pixel centre sees. Against 16
-    x 16 samples a pixel; measured 0.056 at most and 0.0024 in the mean (a hard alpha: 0.49 and 0.018).
+    """A sphere of 15,128 faces on 24 x 24 pixels: its silhouette lies on slivers that no pixel centre sees. Against 16
+    x 16 samples a pixel; measured 0.014 at most and 0.0007 in the mean (a hard alpha: 0.49 and 0.026).
     """
     ball, cameras = sphere(62), Cameras.orbit(0.4, 0.3, 2.2, 0.55, 24)
     alpha = render(ball, cameras).alpha
     exact = render(ball, cameras, supersample=16, antialias=False).alpha
-    assert float((alpha - exact).abs().max()) < 0.1
-    assert float((alpha - exact).abs().mean()) < 0.004
+    assert float((alpha - exact).abs().max()) < 0.03
+    assert float((alpha - exact).abs().mean()) < 0.0015
     partial = (exact > 0.1) & (exact < 0.9)
     assert int(partial.sum()) > 30 and bool(((alpha > 0) & (alpha < 1))[partial].all())
 
@@ -221,7 +221,7 @@ def test_split_vertices_are_joined(backend: str) -> None:
 
 @pytest.mark.parametrize("scene", ["soup", "sphere", "inside"])
 def test_kernel_agrees_with_its_twin(scene: str) -> None:
-    """Values and vector-Jacobian products. Measured: values equal to the last bit, gradients to 1e-6 of the largest."""
+    """Values and vector-Jacobian products. Measured: values equal to the last bit, gradients to 1e-7 of the largest."""
     cameras = Cameras.orbit(torch.tensor([0.1, 1.9]), torch.tensor([0.3, -0.5]), 2.5, 0.7, 32)
     if scene == "sphere":
         ball = sphere(12)
