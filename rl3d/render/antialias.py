@@ -45,7 +45,8 @@ class _AntialiasCPU(torch.autograd.Function):
         for axis in (0, 1):
             pairs, share = kernels.collect(found, axis, arrays[2], arrays[3], *cameras, *size)
             ctx.passes.append((axis, pairs, share, kernels.blend(image, pairs, share)))
-        ctx.vertices, ctx.cameras, ctx.size = arrays[2], cameras, size
+        ctx.save_for_backward(vertices)
+        ctx.cameras, ctx.size = cameras, size
         return out
 
     @staticmethod
@@ -55,11 +56,12 @@ class _AntialiasCPU(torch.autograd.Function):
 
         out = cotangents[0].clone(memory_format=torch.contiguous_format)
         image = out.numpy().reshape(-1, out.shape[3])
-        gradient = np.zeros((len(ctx.vertices), 3))
+        vertices = ctx.saved_tensors[0].detach().contiguous().numpy()
+        gradient = np.zeros((len(vertices), 3))
         for axis, pairs, share, difference in reversed(ctx.passes):
             of_share = kernels.blend_backward(image, pairs, share, difference)
             if ctx.needs_input_grad[1]:
-                kernels.positions_backward(of_share, pairs, ctx.vertices, *ctx.cameras, *ctx.size, axis, gradient)
+                kernels.positions_backward(of_share, pairs, vertices, *ctx.cameras, *ctx.size, axis, gradient)
         to_vertices = torch.from_numpy(gradient).float() if ctx.needs_input_grad[1] else None
         return out if ctx.needs_input_grad[0] else None, to_vertices, None, None, None, None, None, None
 
@@ -119,10 +121,10 @@ def antialias(
             f"{list(colours.shape)} and {list(fragments.face_id.shape)}"
         )
     view, intrinsics = cameras.view.to(vertices.dtype), cameras.intrinsics.to(vertices.dtype)
-    backend = choose_backend(backend, vertices, view, intrinsics)
+    fitting = {choose_backend(backend, t, view, intrinsics) for t in (vertices, colours)}
     if adjacent is None:
         adjacent = adjacent_edges(vertices, faces)
-    if backend == "torch" or faces.shape[0] == 0:
+    if "torch" in fitting or faces.shape[0] == 0:
         seen = (fragments.face_id, fragments.depth)
         return antialias_torch(colours, *seen, vertices, faces, view, intrinsics, adjacent.long())
     return _AntialiasCPU.apply(colours, vertices, fragments.face_id, fragments.depth, faces, adjacent, view, intrinsics)

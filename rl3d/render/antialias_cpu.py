@@ -227,11 +227,11 @@ def search(face_id, depth, vertices, faces, adjacent, view, intrinsics, threads)
         face_id: [V, H, W] int32 or int64. depth: [V, H, W] float32. view, intrinsics: float64.
 
     Returns:
-        [V H, 2, W] int64: 2 (3 f + k) + (1 if the second pixel sees the edge's surface), or -1.
+        [V H, 2, W] int32: 2 (3 f + k) + (1 if the second pixel sees the edge's surface), or -1.
     """
     n_views, height, width = face_id.shape
     rows = n_views * height
-    out = np.full((rows, 2, width), -1, dtype=np.int64)
+    out = np.full((rows, 2, width), -1, dtype=np.int32)
     share = (rows + threads - 1) // threads
     for i in numba.prange(share * threads):
         job = (i % share) * threads + i // share
@@ -264,7 +264,7 @@ def collect(found, axis, vertices, faces, view, intrinsics, height, width):  # t
     """The crossings of one pass in the order of pixels.
 
     Args:
-        found: [V H, 2, W] out of `search`.
+        found: [V H, 2, W] int32 out of `search`.
 
     Returns:
         pairs [K, 6] int64: near, far, the edge's vertices a, b, and the pixels that are blended into and out of;
@@ -278,7 +278,7 @@ def collect(found, axis, vertices, faces, view, intrinsics, height, width):  # t
     k = 0
     for row in range(found.shape[0]):
         for column in range(width):
-            code = found[row, axis, column]
+            code = np.int64(found[row, axis, column])
             if code < 0:
                 continue
             near = row * width + column

@@ -18,8 +18,8 @@ Three choices differ from the paper:
 
 An edge is a silhouette if all faces that meet there lie on one side of it as the eye sees it, whatever their winding;
 boundaries are the case of one face. Where surfaces pierce each other there is no edge, hence no antialiasing and no
-gradient. All of it is computed in camera space, without a division by a depth: edges may run through the near plane and
-behind the eye.
+gradient, and pixels at the picture's border are compared with those inside alone. All of it is computed in camera
+space, without a division by a depth: edges may run through the near plane and behind the eye.
 """
 
 from __future__ import annotations

@@ -181,17 +181,17 @@ def _lit_colours(
     linear = options.supersample > 1
     if not (options.lit or options.normals):
         return _albedo(meshes, mesh, cameras, fragments, linear, options), None
-    sides = _seen_sides(mesh, cameras, fragments)
+    flat = face_normals(mesh.vertices, mesh.faces)
+    sides = _seen_sides(mesh, flat.detach(), cameras, fragments)
     normal: Tensor | None = None
     if options.normals or (options.lit and options.smooth):
-        normal = _turned_normals(mesh, fragments, sides, options.smooth, options.backend)
+        normal = _turned_normals(mesh, flat, fragments, sides, options)
     shown = normal if options.normals else None
     if not options.lit:
         return _albedo(meshes, mesh, cameras, fragments, linear, options), shown
     if options.smooth and normal is not None:
         colour = _albedo(meshes, mesh, cameras, fragments, True, options) * options.light(normal)
     else:
-        flat = face_normals(mesh.vertices, mesh.faces)
         factors = options.light(torch.cat([flat, -flat]))  # [2 F, 1 or 3]
         if mesh.face_colours is not None and 2 * len(flat) < sides.numel():
             # Fewer sides of faces than samples: light them instead.
@@ -244,28 +244,26 @@ def surface_colours(
     return srgb_to_linear(colour) if linear else colour
 
 
-def _seen_sides(mesh: Mesh, cameras: Cameras, fragments: Fragments) -> Tensor:
-    """[V, H, W] int64: f where face f is seen from the side of its normal, F + f from the other, 2 F for nothing."""
-    count = len(mesh.faces)
-    ids = fragments.face_id
+@torch.no_grad()
+def _seen_sides(mesh: Mesh, flat: Tensor, cameras: Cameras, fragments: Fragments) -> Tensor:
+    """[V, H, W] int64: f where face f is seen from the side of its normal flat[f], F + f from the other, 2 F for
+    nothing."""
+    ids, count = fragments.face_id, len(flat)
     if count == 0:
         return torch.zeros_like(ids)
-    with torch.no_grad():
-        flat = face_normals(mesh.vertices, mesh.faces)
-        offset = -(flat * mesh.vertices[mesh.faces[:, 0]]).sum(1, keepdim=True)
-        plane = rows_of(torch.cat([flat, offset], 1), ids.clamp_min(0))  # [V, H, W, 4]
-        eye = torch.cat([cameras.centres, cameras.centres.new_ones(len(cameras), 1)], 1).to(flat)
-        behind = (plane.flatten(1, 2) @ eye[:, :, None]).reshape(ids.shape) < 0
-        return torch.where(ids < 0, 2 * count, ids + count * behind)
+    offset = -(flat * rows_of(mesh.vertices, mesh.faces[:, 0])).sum(1, keepdim=True)
+    plane = rows_of(torch.cat([flat, offset], 1), ids.clamp_min(0))  # [V, H, W, 4]
+    eye = torch.cat([cameras.centres, cameras.centres.new_ones(len(cameras), 1)], 1).to(flat)
+    behind = (plane.flatten(1, 2) @ eye[:, :, None]).reshape(ids.shape) < 0
+    return torch.where(ids < 0, 2 * count, ids + count * behind)
 
 
-def _turned_normals(mesh: Mesh, fragments: Fragments, sides: Tensor, smooth: bool, backend: str | None) -> Tensor:
+def _turned_normals(mesh: Mesh, flat: Tensor, fragments: Fragments, sides: Tensor, options: MeshOptions) -> Tensor:
     """Unit world normals [V, H, W, 3] on the viewer's side of the face, 0 where nothing is seen."""
-    if smooth:
+    if options.smooth:
         per_vertex = vertex_normals(mesh.vertices, mesh.faces)
-        normal = normalize(interpolate((per_vertex, mesh.faces), fragments, backend), dim=-1, eps=1e-20)
-        return torch.where((sides >= len(mesh.faces))[..., None], -normal, normal)
-    flat = face_normals(mesh.vertices, mesh.faces)
+        normal = normalize(interpolate((per_vertex, mesh.faces), fragments, options.backend), dim=-1, eps=1e-20)
+        return torch.where((sides >= len(flat))[..., None], -normal, normal)
     return rows_of(torch.cat([flat, -flat, flat.new_zeros(1, 3)]), sides)
 
 

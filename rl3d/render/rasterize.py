@@ -58,7 +58,8 @@ class _RasterizeCPU(torch.autograd.Function):
         ids, bary, depth = map(torch.from_numpy, seen)
         face_id = ids.long()
         ctx.mark_non_differentiable(face_id)
-        ctx.arrays, ctx.face_id = (points, corners, pose, lens), ids.numpy()
+        ctx.save_for_backward(vertices, faces)
+        ctx.cameras, ctx.face_id = (pose, lens), ids.numpy()
         return face_id, bary, depth
 
     @staticmethod
@@ -68,7 +69,8 @@ class _RasterizeCPU(torch.autograd.Function):
 
         _, grad_bary, grad_depth = cotangents
         gradients = (grad_bary.contiguous().numpy(), grad_depth.contiguous().numpy())
-        to_vertices = torch.from_numpy(rasterize_backward(ctx.face_id, *gradients, *ctx.arrays))
+        mesh = (t.detach().contiguous().numpy() for t in ctx.saved_tensors)
+        to_vertices = torch.from_numpy(rasterize_backward(ctx.face_id, *gradients, *mesh, *ctx.cameras))
         return (to_vertices, *[None] * 7)
 
 

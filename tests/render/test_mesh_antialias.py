@@ -356,6 +356,15 @@ def test_a_moving_camera() -> None:
     assert float(single) == pytest.approx(want, rel=1e-4)
 
 
+def test_vertices_changed_before_the_backward_pass_are_an_error() -> None:
+    vertices = (1.0 * CUBE_CORNERS).requires_grad_()
+    frames = render(Mesh(vertices, CUBE_FACES), Cameras.orbit(torch.tensor([0.5]), size=8))
+    with torch.no_grad():
+        vertices += 0.1
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        frames.alpha.sum().backward()
+
+
 def test_gradients_of_everything_to_the_vertices() -> None:
     """gradcheck through render(): colours, shading, depth, normals and silhouettes of a cube and a floating face."""
     vertices = torch.cat([CUBE_CORNERS, torch.tensor([[-0.2, 0.2, 0.9], [0.5, 0.1, 0.8], [0.1, 0.6, 0.85]])]).double()
@@ -434,6 +443,10 @@ def test_errors_say_what_is_wrong() -> None:
         antialias(torch.zeros(1, 4, 5, 3), fragments, CUBE_CORNERS, CUBE_FACES, cameras)
     with pytest.raises(InputError, match="unknown backend 'cuda'"):
         antialias(torch.zeros(1, 4, 4, 3), fragments, CUBE_CORNERS, CUBE_FACES, cameras, backend="cuda")
+    with pytest.raises(InputError, match=r"float32 tensors on the CPU, got torch\.float64"):
+        antialias(torch.zeros(1, 4, 4, 3).double(), fragments, CUBE_CORNERS, CUBE_FACES, cameras, backend="cpu")
+    wide = antialias(torch.zeros(1, 4, 4, 3).double(), fragments, CUBE_CORNERS, CUBE_FACES, cameras)
+    assert wide.dtype == torch.float64
     moving = Cameras(cameras.view.requires_grad_(), cameras.intrinsics, 4, 4)
     for call in (
         lambda: rasterize(CUBE_CORNERS, CUBE_FACES, moving, "cpu"),

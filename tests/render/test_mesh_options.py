@@ -311,7 +311,7 @@ def test_a_batch_of_vertices_over_shared_faces() -> None:
     assert frames.rgb.shape == (4, 1, 3, 32, 32)
     (gradient,) = torch.autograd.grad(covered.sum(), vertices)
     assert bool((gradient * CUBE_CORNERS).sum((1, 2)).gt(0).all())  # larger covers more
-    assert float((frames.rgb / frames.alpha.clamp_min(1e-6)).max()) == pytest.approx(DEFAULT_GREY, abs=1e-5)
+    assert float((frames.rgb / frames.alpha.clamp_min(1e-6)).detach().max()) == pytest.approx(DEFAULT_GREY, abs=1e-5)
 
 
 def test_batches_that_do_not_fit_are_errors() -> None:
