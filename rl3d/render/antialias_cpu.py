@@ -60,8 +60,9 @@ def adjacent_edges(bits, faces):  # type: ignore[no-untyped-def]
             start[min(c, a) + 1] += 1
     for i in range(n_vertices):
         start[i + 1] += start[i]
-    high = np.empty(start[n_vertices], dtype=np.int64)  # the edge's other vertex
-    number = np.empty(start[n_vertices], dtype=np.int64)
+    # An edge's other vertex and its number in one integer; both stay below 2^31.
+    stride = np.int64(3 * n_faces)
+    keys = np.empty(start[n_vertices], dtype=np.int64)
     free = start[:-1].copy()
     for f in range(n_faces):
         a, b, c = place[faces[f, 0]], place[faces[f, 1]], place[faces[f, 2]]
@@ -69,28 +70,28 @@ def adjacent_edges(bits, faces):  # type: ignore[no-untyped-def]
             for k in range(3):
                 a, b = place[faces[f, k]], place[faces[f, (k + 1) % 3]]
                 low = min(a, b)
-                high[free[low]], number[free[low]] = max(a, b), 3 * f + k
+                keys[free[low]] = max(a, b) * stride + 3 * f + k
                 free[low] += 1
     for i in range(n_vertices):
         first, last = start[i], start[i + 1]
         if last - first > 48:
-            order = np.argsort(high[first:last], kind="mergesort") + first  # stable
-            high[first:last], number[first:last] = high[order], number[order]
+            keys[first:last] = np.sort(keys[first:last])
         else:
             for j in range(first + 1, last):
-                h, s, q = high[j], number[j], j
-                while q > first and high[q - 1] > h:
-                    high[q], number[q] = high[q - 1], number[q - 1]
+                key, q = keys[j], j
+                while q > first and keys[q - 1] > key:
+                    keys[q] = keys[q - 1]
                     q -= 1
-                high[q], number[q] = h, s
+                keys[q] = key
         j = first
         while j < last:
             q = j + 1
-            while q < last and high[q] == high[j]:
+            while q < last and keys[q] // stride == keys[j] // stride:
                 q += 1
             if q - j > 1:
                 for m in range(j, q):
-                    out[number[m] // 3, number[m] % 3] = number[m + 1 if m + 1 < q else j]
+                    number = keys[m] % stride
+                    out[number // 3, number % 3] = keys[m + 1 if m + 1 < q else j] % stride
             j = q
     return out
 
