@@ -143,6 +143,8 @@ def _joined(meshes: Sequence[Mesh], views: int) -> tuple[Mesh, tuple[Tensor, Ten
     """
     if len(meshes) == 1:
         return meshes[0], None
+    for m in meshes:
+        check_indices("faces", m.faces, len(m.vertices), "vertices")  # in the joined table they would meet another mesh
     ends = torch.tensor([[len(m.vertices), len(m.faces)] for m in meshes]).cumsum(0)
     starts = torch.cat([ends.new_zeros(1, 2), ends[:-1]])
     rows = torch.stack([starts, ends], 1).repeat_interleave(views, 0)  # [B V, 2, 2]

@@ -326,6 +326,8 @@ def test_batches_that_do_not_fit_are_errors() -> None:
         render_batch(meshes, cameras, options=MeshOptions(shading="phong"))
     with pytest.raises(InputError, match="supersample must be"):
         render_batch(meshes, cameras, options=MeshOptions(supersample=0))
+    with pytest.raises(InputError, match="from 1 to 4, but there are 4 vertices"):
+        render_batch([Mesh(SQUARE, QUAD + 1), meshes[0]], cameras)
     broken = Mesh(SQUARE * math.nan, QUAD)
     with pytest.raises(InputError, match="4 of 28 vertices are not finite"):
         render_batch([meshes[0], broken, meshes[3], meshes[4]], cameras)
