@@ -26,13 +26,23 @@ def camera_vertices(vertices: Tensor, view: Tensor) -> Tensor:
 
 
 def visible_faces(
-    vertices: Tensor, faces: Tensor, view: Tensor, intrinsics: Tensor, height: int, width: int, chunk: int = CHUNK
+    vertices: Tensor,
+    faces: Tensor,
+    view: Tensor,
+    intrinsics: Tensor,
+    height: int,
+    width: int,
+    chunk: int = CHUNK,
+    cull: bool = False,
+    ranges: Tensor | None = None,
 ) -> Tensor:
     """The nearest face behind every pixel centre, by brute force over all pairs; not differentiable.
 
     Args:
         vertices: [N, 3] float, world. faces: [F, 3] int64. view: [V, 4, 4]. intrinsics: [V, 3, 3], pixels.
         chunk: pixel-face pairs in memory at once.
+        cull: leave faces out that are seen from behind.
+        ranges: [V, 2] int64, the faces from .. to (exclusive) that each view sees; None: all.
 
     Returns:
         [V, H, W] int64 face indices, -1 where there is none; of coincident faces the first.
@@ -42,15 +52,16 @@ def visible_faces(
         out = torch.full((view.shape[0], n_pixels), -1, dtype=torch.int64, device=vertices.device)
         pixels = torch.arange(n_pixels, device=vertices.device)
         for v in range(view.shape[0]):
-            corners = camera_vertices(vertices, view[v : v + 1])[0, faces][:, None]  # [F, 1, 3, 3]
+            first_face, stop = (0, faces.shape[0]) if ranges is None else ranges[v].tolist()
+            corners = camera_vertices(vertices, view[v : v + 1])[0, faces[first_face:stop]][:, None]  # [F, 1, 3, 3]
             x, y = _pixel_rays(pixels, intrinsics[v], width, vertices.dtype)
             best = torch.full_like(x, torch.inf)
             step = max(1, chunk // n_pixels)
-            for first in range(0, faces.shape[0], step):
-                near, index = _depths(corners[first : first + step], x, y).min(0)
+            for first in range(0, corners.shape[0], step):
+                near, index = _depths(corners[first : first + step], x, y, cull).min(0)
                 closer = near < best
                 best = torch.where(closer, near, best)
-                out[v] = torch.where(closer, index + first, out[v])
+                out[v] = torch.where(closer, index + first_face + first, out[v])
     return out.reshape(-1, height, width)
 
 
@@ -103,10 +114,12 @@ def _edge_functions(corners: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tens
     return x1 * y2 - x2 * y1, x2 * y0 - x0 * y2, x0 * y1 - x1 * y0
 
 
-def _depths(corners: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def _depths(corners: Tensor, x: Tensor, y: Tensor, cull: bool) -> Tensor:
     """Camera z [f, P] where faces [f, 1, 3, 3] meet rays (x, y, 1) [P]; infinite where they do not, or before NEAR."""
     e0, e1, e2 = _edge_functions(corners, x, y)
     total = e0 + e1 + e2
-    inside = ((e0 >= 0) & (e1 >= 0) & (e2 >= 0)) | ((e0 <= 0) & (e1 <= 0) & (e2 <= 0))
+    inside = (e0 <= 0) & (e1 <= 0) & (e2 <= 0)  # counter-clockwise to the eye, since y runs down
+    if not cull:
+        inside = inside | ((e0 >= 0) & (e1 >= 0) & (e2 >= 0))
     z = (e0 * corners[..., 0, 2] + e1 * corners[..., 1, 2] + e2 * corners[..., 2, 2]) / total
     return torch.where(inside & (total != 0) & (z >= NEAR), z, torch.inf)

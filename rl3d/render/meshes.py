@@ -1,132 +1,52 @@
-"""Rendering triangle meshes in stages: rasterize -> interpolate -> texture -> shade -> filter and composite.
+"""Rendering triangle meshes in stages: rasterize -> interpolate -> texture -> shade -> antialias -> filter, composite.
 
-Every stage is a pure function of tensors. Visibility is hard: which face a pixel sees is a constant to the gradient, so
-colours, textures, depth, normals and barycentrics are differentiable, silhouettes are not. A stage that antialiases
-silhouettes differentiably belongs between `shade` and `_filter` in `render_mesh`; it needs `Fragments` and the colours.
+Every stage is a pure function of tensors. Which face a pixel sees is a constant to the gradient of all stages but
+`antialias`, which makes the picture continuous, hence differentiable, in the place of silhouettes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib import import_module
 
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize
 
-from rl3d.backends import MESHES, check_backend
 from rl3d.cameras import Cameras
 from rl3d.colour import linear_to_srgb, srgb_to_linear
 from rl3d.errors import InputError
+from rl3d.render.antialias import adjacent_edges
+from rl3d.render.antialias import antialias as antialias_silhouettes
+from rl3d.render.environment_light import check_environment, environment_factor
 from rl3d.render.frames import Frames
-from rl3d.render.mesh_torch import barycentrics, visible_faces
+from rl3d.render.rasterize import Fragments, check_indices, interpolate, own_backend, rasterize, rows_of
 from rl3d.render.shading import check_shading, shade_factor
+from rl3d.render.textures import mip_levels, sample_texture
 from rl3d.scenes.mesh import Mesh
-from rl3d.scenes.texture import DEFAULT_GREY, sample_bilinear, tiles
+from rl3d.scenes.texture import DEFAULT_GREY, tiles
 
-BACKENDS = ("cpu", "torch")
-
-
-@dataclass(frozen=True)
-class Fragments:
-    """What each pixel sees of a mesh.
-
-    Attributes:
-        face_id: [...] int64, the visible face or -1; [V, H, W] out of `rasterize`.
-        bary: [..., 3] perspective-correct barycentrics of the pixel centre, 0 where there is no face.
-        depth: [...] camera-space z in metres, 0 where there is no face.
-    """
-
-    face_id: Tensor
-    bary: Tensor
-    depth: Tensor
-
-
-def rasterize(vertices: Tensor, faces: Tensor, cameras: Cameras, backend: str | None = None) -> Fragments:
-    """Find the nearest face behind every pixel centre; both sides of a face are seen, z < 1e-4 m is not.
-
-    Differentiable: `bary` and `depth` with respect to `vertices` and the cameras, for fixed visibility.
-
-    Args:
-        vertices: [N, 3] float, world. faces: [F, 3] int64.
-        cameras: V cameras; cast to the dtype of `vertices`.
-        backend: "cpu" (compiled; CPU and float32), "torch" (brute force, anywhere), None: "cpu" where it can; or an
-            optional package by name, see `rl3d.backends`.
-
-    Raises:
-        InputError: vertices that are not finite, face indices out of range, or tensors on different devices.
-    """
-    _check_geometry(vertices, faces, cameras)
-    fits_kernel = vertices.device.type == "cpu" and vertices.dtype == torch.float32
-    if backend not in (None, *BACKENDS):  # an optional package, only when asked for by name
-        check_backend(backend, MESHES, vertices.device.type, str(vertices.dtype).removeprefix("torch."))
-        return import_module(f"rl3d.render.meshes_{backend}").rasterize(vertices, faces, cameras)
-    if backend == "cpu" and not fits_kernel:
-        raise InputError(f'backend "cpu" takes float32 tensors on the CPU, got {vertices.dtype} on {vertices.device}')
-    view, intrinsics = cameras.view.to(vertices.dtype), cameras.intrinsics.to(vertices.dtype)
-    wants_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in (vertices, view, intrinsics))
-    if fits_kernel and backend != "torch":
-        from rl3d.render.mesh_cpu import rasterize_views  # numba compiles and loads on first use
-
-        arrays = (t.detach().contiguous().numpy() for t in (vertices, faces, view, intrinsics))
-        face_id, bary, depth = map(torch.from_numpy, rasterize_views(*arrays, cameras.height, cameras.width))
-        if not wants_gradient:
-            return Fragments(face_id.long(), bary, depth)
-        face_id = face_id.long()
-    else:
-        face_id = visible_faces(vertices, faces, view, intrinsics, cameras.height, cameras.width)
-    return Fragments(face_id, *barycentrics(vertices, faces, view, intrinsics, face_id))
-
-
-def interpolate(attributes: Tensor | tuple[Tensor, Tensor], fragments: Fragments) -> Tensor:
-    """Attributes of the visible points; differentiable in the attributes and `fragments.bary`.
-
-    Args:
-        attributes: [F, 3, D] one value a face corner, or ([N, D], indices [F, 3] int64) one value a vertex.
-        fragments: any leading shape.
-
-    Returns:
-        [..., D], 0 where there is no face.
-    """
-    # One table of whole faces makes one contiguous read a pixel.
-    table = attributes[0][attributes[1]] if isinstance(attributes, tuple) else attributes  # [F, 3, D]
-    if table.shape[0] == 0:
-        return table.new_zeros(*fragments.face_id.shape, table.shape[-1])
-    c0, c1, c2 = _rows(table.flatten(1), fragments.face_id.clamp_min(0)).chunk(3, -1)  # [..., D]
-    b0, b1, b2 = fragments.bary.unsqueeze(-1).unbind(-2)  # [..., 1], 0 where nothing is seen
-    return b0 * c0 + b1 * c1 + b2 * c2
-
-
-def _rows(table: Tensor, index: Tensor) -> Tensor:
-    """table[index] for a [N, D] table and any shape of index; several times faster than indexing on a CPU."""
-    return table.index_select(0, index.reshape(-1)).reshape(*index.shape, table.shape[1])
-
-
-def sample_texture(texture: Tensor, uv: Tensor, wrap: str = "clamp") -> Tensor:
-    """Bilinear lookup; differentiable in the texture, and in `uv` between texel centres.
-
-    Args:
-        texture: [H, W, C], texel (row i, column j) has its centre at uv = ((j + 0.5) / W, (i + 0.5) / H).
-        uv: [..., 2], (0, 0) the top-left corner of the picture, v down (glTF).
-        wrap: what lies beyond the border: "clamp" (the border texels go on) or "repeat" (the picture again).
-
-    Returns:
-        [..., C] in the units of `texture`.
-    """
-    if wrap not in ("clamp", "repeat"):
-        raise InputError(f"wrap must be 'clamp' or 'repeat', got {wrap!r}")
-    return sample_bilinear(texture, uv, repeat=wrap == "repeat")
+__all__ = [
+    "Fragments",
+    "face_normals",
+    "interpolate",
+    "rasterize",
+    "render_mesh",
+    "sample_texture",
+    "surface_colours",
+    "vertex_normals",
+]
 
 
 def face_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     """Unit normals [F, 3] of counter-clockwise faces; 0 for faces without an area; differentiable."""
-    a, b, c = vertices[faces].unbind(1)
+    a, b, c = rows_of(vertices, faces).unbind(1)
     return normalize(torch.linalg.cross(b - a, c - a), dim=-1, eps=1e-20)
 
 
 def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     """Unit normals [N, 3], the area-weighted mean of the faces around; 0 for unused vertices; differentiable."""
-    a, b, c = vertices[faces].unbind(1)
+    a, b, c = rows_of(vertices, faces).unbind(1)
     twice_area = torch.linalg.cross(b - a, c - a)  # [F, 3]
     total = torch.zeros_like(vertices).index_add(0, faces.reshape(-1), twice_area.repeat_interleave(3, 0))
     return normalize(total, dim=-1, eps=1e-20)
@@ -141,113 +61,270 @@ def render_mesh(
     normals: bool = False,
     smooth: bool = False,
     backend: str | None = None,
+    antialias: bool = True,
+    cull_backfaces: bool = False,
+    environment: Tensor | None = None,
+    mipmaps: bool = False,
 ) -> Frames:
     """Render a mesh; see `rl3d.render.render`, which checks the arguments and is the public way in.
 
     With `supersample` k every pixel is the mean of k x k samples: colour is averaged premultiplied and in linear light
     (as an exposure would), divided by the coverage, encoded to sRGB and only then composited over the background in
     sRGB, which is what image viewers do with alpha and how the embedded prior's training images were made. Depth is the
-    mean over the covered samples, the normal their normalised mean.
+    mean over the covered samples, the normal their normalised mean. Samples are antialiased in the space in which they
+    are averaged; for k = 1 that is sRGB.
 
     Args:
         background: [3] sRGB.
-        smooth: shade with interpolated vertex normals instead of flat faces.
     """
-    check_shading(shading)
-    _check_texture(mesh)
-    fine = cameras if supersample == 1 else cameras.resized((cameras.height * supersample, cameras.width * supersample))
-    fragments = rasterize(mesh.vertices, mesh.faces, fine, backend)
-    # From here on only covered samples are computed, as flat [P] fragments.
-    shape = fragments.face_id.shape
-    hit = (fragments.face_id.reshape(-1) >= 0).nonzero()[:, 0]  # [P]
-    seen = Fragments(
-        fragments.face_id.reshape(-1).index_select(0, hit),
-        fragments.bary.reshape(-1, 3).index_select(0, hit),
-        fragments.depth.reshape(-1).index_select(0, hit),
+    return render_group(
+        [mesh],
+        cameras,
+        background,
+        MeshOptions(shading, supersample, normals, smooth, backend, antialias, cull_backfaces, environment, mipmaps),
     )
-    colour = surface_colours(mesh, seen)  # [P, 3] sRGB
-    normal: Tensor | None = None
-    if normals or shading != "unlit":
-        of_view = torch.div(hit, shape[1] * shape[2], rounding_mode="floor")
-        normal = _turned_normals(mesh, fine, seen, of_view, smooth)  # [P, 3]
-    if shading != "unlit" or supersample > 1:
-        colour = srgb_to_linear(colour)
-        if shading != "unlit" and normal is not None:
-            colour = colour * shade_factor(normal, shading)[:, None]
-        if supersample == 1:
-            colour = linear_to_srgb(colour)
 
-    def image(values: Tensor) -> Tensor:  # [P, D] -> [V, D, H, W], 0 where nothing is seen
-        flat = values.new_zeros(shape[0] * shape[1] * shape[2], values.shape[1]).index_copy(0, hit, values)
-        return flat.reshape(*shape, -1).permute(0, 3, 1, 2).contiguous()
 
-    frames = Frames(
-        image(colour),
-        (fragments.face_id >= 0)[:, None].to(mesh.vertices.dtype),
-        fragments.depth[:, None],
-        image(normal) if normals and normal is not None else None,
-    )
-    if supersample > 1:
-        frames = _filter(frames, supersample)
+@dataclass(frozen=True)
+class MeshOptions:
+    """How meshes are rendered; the fields are the arguments of `rl3d.render.render`."""
+
+    shading: str = "unlit"
+    supersample: int = 1
+    normals: bool = False
+    smooth: bool = False
+    backend: str | None = None
+    antialias: bool = True
+    cull_backfaces: bool = False
+    environment: Tensor | None = None
+    mipmaps: bool = False
+
+    @property
+    def lit(self) -> bool:
+        return self.shading != "unlit" or self.environment is not None
+
+    def light(self, normals: Tensor) -> Tensor:
+        """Factors [..., 1 or 3] on linear albedo for unit normals [..., 3]."""
+        if self.environment is not None:
+            return environment_factor(normals, self.environment)
+        return shade_factor(normals, self.shading)[..., None]
+
+
+def render_group(meshes: Sequence[Mesh], cameras: Cameras, background: Tensor, options: MeshOptions) -> Frames:
+    """Render B meshes with V cameras each, in one go.
+
+    Args:
+        meshes: on one device, of one dtype. cameras: B V, those of the first mesh first.
+        background: [3] sRGB.
+
+    Returns:
+        Frames of B V images.
+    """
+    check_shading(options.shading)
+    if options.environment is not None:
+        check_environment(options.environment)
+        if options.shading != "unlit":
+            raise InputError(f"a scene takes an environment or shading {options.shading!r}, not both")
+    for mesh in meshes:
+        _check_texture(mesh)
+    k = options.supersample
+    fine = cameras if k == 1 else cameras.resized((cameras.height * k, cameras.width * k))
+    mesh, ranges = _joined(meshes, len(cameras) // len(meshes))
+    fragments = rasterize(mesh.vertices, mesh.faces, fine, options.backend, options.cull_backfaces, ranges)
+    colour, normal = _lit_colours(meshes, mesh, fine, fragments, options)
+    frames = _resolve(colour, normal, fragments, meshes, mesh, fine, options)
     return replace(frames, rgb=frames.rgb + (1 - frames.alpha) * background.to(frames.rgb)[:, None, None])
 
 
-def surface_colours(mesh: Mesh, fragments: Fragments) -> Tensor:
-    """Albedo [..., 3], sRGB, of the visible points from whichever source of colour the mesh has; differentiable in it.
+def _joined(meshes: Sequence[Mesh], views: int) -> tuple[Mesh, tuple[Tensor, Tensor] | None]:
+    """One table of all vertices and faces, and the rows of it that every view sees (see `rasterize`).
 
-    A texture whose uvs all lie in [0, 1] is clamped at its border; others repeat, glTF's default.
+    Colours are joined where all meshes have vertex colours, or all have face colours.
     """
-    if mesh.vertex_colours is not None:
-        return interpolate((mesh.vertex_colours, mesh.faces), fragments)
-    if mesh.face_colours is not None:
-        if mesh.face_colours.shape[0] == 0:
-            return mesh.face_colours.new_zeros(*fragments.face_id.shape, 3)
-        return _rows(mesh.face_colours, fragments.face_id.clamp_min(0))
-    if mesh.texture is not None and mesh.uvs is not None and mesh.face_uvs is not None:
-        uv = interpolate((mesh.uvs, mesh.face_uvs), fragments)
-        return sample_bilinear(mesh.texture, uv, repeat=tiles(mesh.uvs))
-    return mesh.vertices.new_full((*fragments.face_id.shape, 3), DEFAULT_GREY)
+    if len(meshes) == 1:
+        return meshes[0], None
+    for m in meshes:
+        check_indices("faces", m.faces, len(m.vertices), "vertices")  # in the joined table they would meet another mesh
+    ends = torch.tensor([[len(m.vertices), len(m.faces)] for m in meshes]).cumsum(0)
+    starts = torch.cat([ends.new_zeros(1, 2), ends[:-1]])
+    rows = torch.stack([starts, ends], 1).repeat_interleave(views, 0)  # [B V, 2, 2]
+    faces = torch.cat([m.faces + start for m, start in zip(meshes, starts[:, 0].tolist())])
+    colours: dict[str, Tensor] = {}
+    for name in ("vertex_colours", "face_colours"):
+        given = [getattr(m, name) for m in meshes]
+        if all(c is not None for c in given):
+            colours[name] = torch.cat(given)
+    joined = Mesh(torch.cat([m.vertices for m in meshes]), faces, **colours)
+    return joined, (rows[:, :, 0].contiguous(), rows[:, :, 1].contiguous())
 
 
-def _turned_normals(mesh: Mesh, cameras: Cameras, fragments: Fragments, of_view: Tensor, smooth: bool) -> Tensor:
-    """Unit world normals [P, 3] of fragments [P] seen by cameras `of_view` [P], on the viewer's side of the face."""
-    if fragments.face_id.shape[0] == 0:
-        return mesh.vertices.new_zeros(0, 3)
+def _albedo(
+    meshes: Sequence[Mesh], mesh: Mesh, cameras: Cameras, fragments: Fragments, linear: bool, options: MeshOptions
+) -> Tensor:
+    """[B V, H, W, 3] of the joined mesh; where the meshes' sources of colour differ, mesh by mesh."""
+    if len(meshes) == 1 or mesh.vertex_colours is not None or mesh.face_colours is not None:
+        return surface_colours(
+            mesh, fragments, linear, own_backend(options.backend), cameras if options.mipmaps else None
+        )
+    views = len(cameras) // len(meshes)
+    parts, first = [], 0
+    for b, one in enumerate(meshes):
+        these = slice(b * views, (b + 1) * views)
+        ids = fragments.face_id[these]
+        seen = Fragments(torch.where(ids < 0, ids, ids - first), fragments.bary[these], fragments.depth[these])
+        eyes = cameras[these] if options.mipmaps else None
+        parts.append(surface_colours(one, seen, linear, own_backend(options.backend), eyes))
+        first += len(one.faces)
+    return torch.cat(parts)
+
+
+def _lit_colours(
+    meshes: Sequence[Mesh], mesh: Mesh, cameras: Cameras, fragments: Fragments, options: MeshOptions
+) -> tuple[Tensor, Tensor | None]:
+    """Colours [B V, H, W, 3] of samples, linear if they will be averaged, else sRGB; and normals if asked for."""
+    linear = options.supersample > 1
+    if not (options.lit or options.normals):
+        return _albedo(meshes, mesh, cameras, fragments, linear, options), None
     flat = face_normals(mesh.vertices, mesh.faces)
-    with torch.no_grad():  # [V, F]: does the eye stand on the side that the normal points away from?
-        heights = cameras.centres.to(flat.dtype) @ flat.T - (flat * mesh.vertices[mesh.faces[:, 0]]).sum(1)
-        turned = (heights < 0).reshape(-1).index_select(0, of_view * flat.shape[0] + fragments.face_id)  # [P]
-    if smooth:
+    sides = _seen_sides(mesh, flat.detach(), cameras, fragments)
+    normal: Tensor | None = None
+    if options.normals or (options.lit and options.smooth):
+        normal = _turned_normals(mesh, flat, fragments, sides, options)
+    shown = normal if options.normals else None
+    if not options.lit:
+        return _albedo(meshes, mesh, cameras, fragments, linear, options), shown
+    if options.smooth and normal is not None:
+        colour = _albedo(meshes, mesh, cameras, fragments, True, options) * options.light(normal)
+    else:
+        factors = options.light(torch.cat([flat, -flat]))  # [2 F, 1 or 3]
+        if mesh.face_colours is not None and 2 * len(flat) < sides.numel():
+            # Fewer sides of faces than samples: light them instead.
+            lit = srgb_to_linear(mesh.face_colours).repeat(2, 1) * factors
+            lit = lit if linear else linear_to_srgb(lit)
+            return rows_of(torch.cat([lit, lit.new_zeros(1, 3)]), sides), shown
+        factor = rows_of(torch.cat([factors, factors.new_ones(1, factors.shape[1])]), sides)
+        colour = _albedo(meshes, mesh, cameras, fragments, True, options) * factor
+    return colour if linear else linear_to_srgb(colour), shown
+
+
+def surface_colours(
+    mesh: Mesh,
+    fragments: Fragments,
+    linear: bool = False,
+    backend: str | None = None,
+    mipmaps: Cameras | None = None,
+) -> Tensor:
+    """Albedo [..., 3] of the visible points from whichever source of colour the mesh has; differentiable in it.
+
+    A texture whose uvs all lie in [0, 1] is clamped at its border; others repeat, glTF's default. Colours are blended
+    as they are stored, in sRGB. 0 where there is no face.
+
+    Args:
+        linear: decode to linear light.
+        backend: of `interpolate`.
+        mipmaps: the cameras of the fragments [V, H, W]: look textures up in a mip pyramid. None: bilinear.
+    """
+    ids = fragments.face_id
+    if mesh.face_colours is not None:
+        table = torch.cat([mesh.face_colours, mesh.face_colours.new_zeros(1, 3)])
+        table = srgb_to_linear(table) if linear else table  # fewer faces than pixels
+        return rows_of(table, torch.where(ids < 0, len(mesh.faces), ids))
+    if mesh.vertex_colours is not None:
+        colour = interpolate((mesh.vertex_colours, mesh.faces), fragments, backend)
+    elif mesh.texture is not None and mesh.uvs is not None and mesh.face_uvs is not None:
+        uv = interpolate((mesh.uvs, mesh.face_uvs), fragments, backend)
+        hit = (ids.reshape(-1) >= 0).nonzero()[:, 0]  # look-ups are dear: none for the background
+        level = None
+        if mipmaps is not None:
+            size = (mesh.texture.shape[0], mesh.texture.shape[1])
+            level = mip_levels(mesh.vertices, mesh.faces, mipmaps, fragments, mesh.uvs, mesh.face_uvs, size)
+            level = level.reshape(-1).index_select(0, hit)
+        wrap = "repeat" if tiles(mesh.uvs) else "clamp"
+        seen = sample_texture(mesh.texture, uv.reshape(-1, 2).index_select(0, hit), wrap, level)
+        colour = seen.new_zeros(ids.numel(), 3).index_copy(0, hit, seen).reshape(*ids.shape, 3)
+    else:
+        grey = mesh.vertices.new_tensor(DEFAULT_GREY)
+        return (srgb_to_linear(grey) if linear else grey) * (ids >= 0)[..., None].expand(*ids.shape, 3)
+    return srgb_to_linear(colour) if linear else colour
+
+
+@torch.no_grad()
+def _seen_sides(mesh: Mesh, flat: Tensor, cameras: Cameras, fragments: Fragments) -> Tensor:
+    """[V, H, W] int64: f where face f is seen from the side of its normal flat[f], F + f from the other, 2 F for
+    nothing."""
+    ids, count = fragments.face_id, len(flat)
+    if count == 0:
+        return torch.zeros_like(ids)
+    offset = -(flat * rows_of(mesh.vertices, mesh.faces[:, 0])).sum(1, keepdim=True)
+    plane = rows_of(torch.cat([flat, offset], 1), ids.clamp_min(0))  # [V, H, W, 4]
+    eye = torch.cat([cameras.centres, cameras.centres.new_ones(len(cameras), 1)], 1).to(flat)
+    behind = (plane.flatten(1, 2) @ eye[:, :, None]).reshape(ids.shape) < 0
+    return torch.where(ids < 0, 2 * count, ids + count * behind)
+
+
+def _turned_normals(mesh: Mesh, flat: Tensor, fragments: Fragments, sides: Tensor, options: MeshOptions) -> Tensor:
+    """Unit world normals [V, H, W, 3] on the viewer's side of the face, 0 where nothing is seen."""
+    if options.smooth:
         per_vertex = vertex_normals(mesh.vertices, mesh.faces)
-        normal = normalize(interpolate((per_vertex, mesh.faces), fragments), dim=-1, eps=1e-20)
-        return torch.where(turned[:, None], -normal, normal)
-    return _rows(torch.cat([flat, -flat]), fragments.face_id + flat.shape[0] * turned)
-
-
-def _filter(frames: Frames, k: int) -> Frames:
-    """Box-filter k x k samples of linear, premultiplied frames into pixels with premultiplied sRGB colour."""
-    alpha = avg_pool2d(frames.alpha, k)
-    coverage = alpha.clamp_min(0.5 / (k * k))  # at least one sample where it counts; keeps 0 / 0 out of the gradient
-    rgb = linear_to_srgb(avg_pool2d(frames.rgb, k) / coverage) * alpha
-    depth = avg_pool2d(frames.depth, k) / coverage
-    normal = None if frames.normal is None else normalize(avg_pool2d(frames.normal, k), dim=1, eps=1e-20)
-    return Frames(rgb, alpha, depth, normal)
-
-
-def _check_geometry(vertices: Tensor, faces: Tensor, cameras: Cameras) -> None:
-    if vertices.device != cameras.device or vertices.device != faces.device:
-        raise InputError(
-            f"vertices are on {vertices.device}, faces on {faces.device}, cameras on {cameras.device}; "
-            "move them to one device with .to(device)"
+        normal = normalize(
+            interpolate((per_vertex, mesh.faces), fragments, own_backend(options.backend)), dim=-1, eps=1e-20
         )
-    bad = int((~torch.isfinite(vertices)).any(1).sum())
-    if bad:
-        raise InputError(
-            f"{bad} of {vertices.shape[0]} vertices are not finite (NaN or infinity); remove or repair them"
+        return torch.where((sides >= len(flat))[..., None], -normal, normal)
+    return rows_of(torch.cat([flat, -flat, flat.new_zeros(1, 3)]), sides)
+
+
+def _resolve(
+    colour: Tensor,
+    normal: Tensor | None,
+    fragments: Fragments,
+    meshes: Sequence[Mesh],
+    mesh: Mesh,
+    cameras: Cameras,
+    options: MeshOptions,
+) -> Frames:
+    """Antialias samples [V, k H, k W, D] and box-filter k x k of them into pixels with premultiplied sRGB colour.
+
+    Depth and normal of a pixel are those of its covered samples; where none of its samples is covered, those of the
+    surface that reaches into it.
+    """
+    k = options.supersample
+    covered = (fragments.face_id >= 0)[..., None].to(colour.dtype)
+    parts = [colour, covered, fragments.depth[..., None], *([] if normal is None else [normal])]
+    centres, depth, *turned = [_pooled(t, k) for t in parts[1:]]
+    if options.antialias:
+        adjacent = _joined_edges(meshes)
+        samples = antialias_silhouettes(
+            torch.cat(parts, -1), fragments, mesh.vertices, mesh.faces, cameras, adjacent, own_backend(options.backend)
         )
-    if not bool(torch.isfinite(cameras.view).all() and torch.isfinite(cameras.intrinsics).all()):
-        raise InputError("the cameras hold values that are not finite (NaN or infinity)")
-    _check_indices("faces", faces, vertices.shape[0], "vertices")
+        rgb, alpha, *reaching = _pooled(samples, k).split([t.shape[-1] for t in parts], 1)
+    else:
+        rgb, alpha = _pooled(colour, k), centres
+    coverage = alpha.clamp_min(1e-6)  # keeps 0 / 0 out of the gradient
+    if k > 1:
+        rgb = linear_to_srgb(rgb / coverage) * alpha
+    depth = depth / centres.clamp_min(0.5 / (k * k))
+    if options.antialias:
+        depth = torch.where(centres > 0, depth, reaching[0] / coverage)
+        turned = [torch.where(centres > 0, *pair) for pair in zip(turned, reaching[1:])]
+    return Frames(
+        rgb.contiguous(), alpha.contiguous(), depth, normalize(turned[0], dim=1, eps=1e-20) if turned else None
+    )
+
+
+def _joined_edges(meshes: Sequence[Mesh]) -> Tensor:
+    """`adjacent_edges` of the joined mesh, found mesh by mesh, since meshes may lie in the same place."""
+    parts, first = [], 0
+    for mesh in meshes:
+        edges = adjacent_edges(mesh.vertices, mesh.faces)
+        parts.append(torch.where(edges < 0, edges, edges + first) if first else edges)
+        first += edges.numel()
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _pooled(samples: Tensor, k: int) -> Tensor:
+    """[V, k H, k W, D] -> [V, D, H, W]."""
+    image = samples.permute(0, 3, 1, 2)
+    return avg_pool2d(image, k) if k > 1 else image
 
 
 def _check_texture(mesh: Mesh) -> None:
@@ -260,12 +337,4 @@ def _check_texture(mesh: Mesh) -> None:
     bad = int((~torch.isfinite(mesh.uvs)).any(1).sum())
     if bad:
         raise InputError(f"{bad} of {mesh.uvs.shape[0]} uvs are not finite (NaN or infinity); unwrap the mesh again")
-    _check_indices("face_uvs", mesh.face_uvs, mesh.uvs.shape[0], "uvs")
-
-
-def _check_indices(name: str, indices: Tensor, count: int, of: str) -> None:
-    if indices.numel() == 0:
-        return
-    low, high = (int(t) for t in indices.aminmax())
-    if low < 0 or high >= count:
-        raise InputError(f"{name} index {of} from {low} to {high}, but there are {count} {of}; indices start at 0")
+    check_indices("face_uvs", mesh.face_uvs, mesh.uvs.shape[0], "uvs")

@@ -16,7 +16,7 @@ from rl3d.backends import BACKENDS, WAY_OUT
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
 from rl3d.render.mesh_torch import NEAR, camera_vertices
-from rl3d.render.meshes import Fragments
+from rl3d.render.rasterize import Fragments
 
 
 def load_nvdiffrast() -> Any:
@@ -37,7 +37,7 @@ def say_licence() -> None:
 
 
 def rasterize(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Fragments:
-    """`rl3d.render.meshes.rasterize` by nvdiffrast's CUDA rasterizer (0.3.3 or newer takes images of any size).
+    """`rl3d.render.rasterize` by nvdiffrast's CUDA rasterizer (0.3.3 or newer takes images of any size).
 
     Args:
         vertices: [N, 3] float32. faces: [F, 3]. cameras: V cameras on the same device.

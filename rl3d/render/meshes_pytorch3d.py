@@ -12,7 +12,7 @@ from rl3d.backends import WAY_OUT
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
 from rl3d.render.mesh_torch import NEAR
-from rl3d.render.meshes import Fragments
+from rl3d.render.rasterize import Fragments
 
 
 def load_pytorch3d() -> tuple[Any, Any]:
@@ -26,7 +26,7 @@ def load_pytorch3d() -> tuple[Any, Any]:
 
 
 def rasterize(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Fragments:
-    """`rl3d.render.meshes.rasterize` by `MeshRasterizer`: hard, one face a pixel, perspective-correct barycentrics.
+    """`rl3d.render.rasterize` by `MeshRasterizer`: hard, one face a pixel, perspective-correct barycentrics.
 
     Args:
         vertices: [N, 3] float32. faces: [F, 3]. cameras: V cameras on the same device.

@@ -108,7 +108,7 @@ def judge_views(scene: Mesh | Gaussians, look: Look, device: torch.device | str 
 
 def _lit(mesh: Mesh, cameras: Cameras, look: Look, supersample: int = 4) -> Tensor:
     """[V, 4, H, W]: light on every sample in linear light, then the mean over a pixel, as in the training images."""
-    frames = render(mesh, cameras.resized(SIZE * supersample), background=0.0, normals=True)
+    frames = render(mesh, cameras.resized(SIZE * supersample), background=0.0, normals=True, antialias=False)
     light = torch.tensor(look.light, device=cameras.device)
     assert frames.normal is not None  # asked for
     cosine = (frames.normal * (light / light.norm())[:, None, None]).sum(1, keepdim=True)

@@ -25,7 +25,7 @@ def orbit(count: int, elevation: float = 0.35, start: float = 0.0, size: int = S
 
 
 def rgba(mesh: Mesh, cameras: Cameras) -> Tensor:
-    frames = render(mesh, cameras, supersample=3)
+    frames = render(mesh, cameras, supersample=3, antialias=False)  # samples as in the prior's training images
     return torch.cat([frames.rgb, frames.alpha], 1)
 
 
