@@ -32,6 +32,7 @@ from rl3d.files import atomic_write_text, write_json
 
 SPHERE = {1_000: (24, 21), 5_000: (52, 49), 20_000: (102, 98), 50_000: (160, 156), 200_000: (318, 314)}
 BASELINE = "rl3d cpu"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "render.md"
 
 
 @dataclass(frozen=True)
@@ -388,6 +389,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=120, help="seconds a cell may take")
     parser.add_argument("--kinds", nargs="+", choices=("mesh", "gaussians"), default=["mesh", "gaussians"])
     parser.add_argument("--peers", nargs="+", choices=tuple(PEERS), default=list(PEERS))
+    parser.add_argument("--page", type=Path, default=PAGE, help="Markdown page to write")
     parser.add_argument("--report-only", action="store_true")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -415,8 +417,8 @@ def main() -> None:
     ordered = sorted(
         found["rows"], key=lambda r: (r["kind"], r["views"], r["pixels"], r["primitives"], order[r["peer"]])
     )
-    atomic_write_text(args.out / "page.md", page(ordered, found["missing"], found["made"]))
-    print(f"{args.out / 'page.md'} is written", file=sys.stderr)
+    atomic_write_text(args.page, page(ordered, found["missing"], found["made"]))
+    print(f"{args.page} is written", file=sys.stderr)
 
 
 if __name__ == "__main__":
