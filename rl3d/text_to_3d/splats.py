@@ -63,20 +63,7 @@ class SplatState:
 
     def render(self, cameras: Cameras) -> Frames:
         """Premultiplied sRGB, alpha and depth, differentiable to the leaves."""
-        t = self.tensors
-        cameras = cameras.to(t["means"].device, t["means"].dtype)
-        rgb, alpha, depth = splat(
-            t["means"],
-            t["log_scales"].exp(),
-            t["quaternions"],
-            t["opacity_logits"].sigmoid(),
-            t["colours"],
-            cameras.view,
-            cameras.intrinsics,
-            cameras.height,
-            cameras.width,
-        )
-        return Frames(rgb, alpha, depth)
+        return Frames(*self._splat(cameras, self.tensors["colours"]))
 
     def render_layers(self, cameras: Cameras) -> tuple[Frames, Tensor]:
         """As `render`, and how far apart along each ray the layers are that it sees.
@@ -86,13 +73,23 @@ class SplatState:
             Surfaces have a small one, fog and see-through shells a large one (Huang et al. 2024, arXiv 2403.17888,
             penalise the same with a pairwise sum). Differentiable to the leaves.
         """
+        means, colours = self.tensors["means"], self.tensors["colours"]
+        cameras = cameras.to(means.device, means.dtype)
+        forward = cameras.view[:, 2]  # [V, 4]
+        depth = means @ forward[:, :3].T + forward[:, 3] - cameras.centres.norm(dim=1)  # [N, V], 0 at the origin
+        depth = depth.T[..., None]  # [V, N, 1]
+        features = torch.cat([colours.expand(len(cameras), -1, -1), depth, depth**2], -1)
+        image, alpha, z = self._splat(cameras, features)
+        solid = alpha > 0.5
+        first, second = (image[:, k : k + 1] / torch.where(solid, alpha, 1) for k in (3, 4))
+        variance = torch.where(solid, second - first**2, 0).clamp_min(0)
+        return Frames(image[:, :3], alpha, z), variance
+
+    def _splat(self, cameras: Cameras, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The leaves with `features` [N, D] or [V, N, D] for colours: image [V, D, H, W], alpha and depth."""
         t = self.tensors
         cameras = cameras.to(t["means"].device, t["means"].dtype)
-        forward = cameras.view[:, 2]  # [V, 4]
-        depth = t["means"] @ forward[:, :3].T + forward[:, 3] - cameras.centres.norm(dim=1)  # [N, V], 0 at the origin
-        depth = depth.T[..., None]  # [V, N, 1]
-        features = torch.cat([t["colours"].expand(len(cameras), -1, -1), depth, depth**2], -1)
-        image, alpha, z = splat(
+        return splat(
             t["means"],
             t["log_scales"].exp(),
             t["quaternions"],
@@ -103,10 +100,6 @@ class SplatState:
             cameras.height,
             cameras.width,
         )
-        solid = alpha > 0.5
-        first, second = (image[:, k : k + 1] / torch.where(solid, alpha, 1) for k in (3, 4))
-        variance = torch.where(solid, second - first**2, 0).clamp_min(0)
-        return Frames(image[:, :3], alpha, z), variance
 
     def descend(self, loss: Tensor, rate: float = 1.0, floor: float = 2e-3) -> None:
         """One Adam step on `loss`, with the rates scaled by `rate`; keeps scales in [`floor`, 0.12] metres."""
