@@ -52,10 +52,8 @@ def rasterize(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Fragments:
 def rasterize_by(dr: Any, vertices: Tensor, faces: Tensor, cameras: Cameras) -> Fragments:
     """As `rasterize`, with the module nvdiffrast.torch given."""
     cameras = cameras.to(dtype=vertices.dtype)
-    shape = (len(cameras), cameras.height, cameras.width)
     if faces.shape[0] == 0:
-        nothing = vertices.new_zeros(shape)
-        return Fragments(torch.full_like(nothing, -1).long(), vertices.new_zeros(*shape, 3), nothing)
+        return Fragments.nothing(vertices, cameras)
     with torch.no_grad():  # tight planes: the buffer's precision falls with far / near
         z = camera_vertices(vertices, cameras.view)[..., 2]
         near = max(0.9 * float(z.min()), NEAR)

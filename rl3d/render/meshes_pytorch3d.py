@@ -38,8 +38,7 @@ def rasterize(vertices: Tensor, faces: Tensor, cameras: Cameras) -> Fragments:
     renderer, structures = load_pytorch3d()
     views, height, width = len(cameras), cameras.height, cameras.width
     if faces.shape[0] == 0:
-        nothing = vertices.new_zeros(views, height, width)
-        return Fragments(torch.full_like(nothing, -1).long(), vertices.new_zeros(views, height, width, 3), nothing)
+        return Fragments.nothing(vertices, cameras)
     arguments = cameras.to(dtype=vertices.dtype).to_pytorch3d()
     rasterizer = renderer.MeshRasterizer(
         cameras=renderer.PerspectiveCameras(**arguments, in_ndc=False, device=vertices.device),

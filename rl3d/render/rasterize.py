@@ -35,6 +35,12 @@ class Fragments:
     bary: Tensor
     depth: Tensor
 
+    @staticmethod
+    def nothing(vertices: Tensor, cameras: Cameras) -> Fragments:
+        """What cameras see of a mesh without faces, on the device and in the dtype of `vertices`."""
+        depth = vertices.new_zeros(len(cameras), cameras.height, cameras.width)
+        return Fragments(torch.full_like(depth, -1).long(), depth.new_zeros(*depth.shape, 3), depth)
+
 
 class _RasterizeCPU(torch.autograd.Function):
     """The compiled kernels as one node of the autograd graph."""
