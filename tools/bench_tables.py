@@ -139,6 +139,29 @@ def aggregate(records: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> l
     return rows
 
 
+def best_of_name(method: str, count: int) -> str:
+    return f"{method}, best of {count}"
+
+
+def best_of_seeds(records: Sequence[Mapping[str, Any]], methods: Sequence[str], count: int) -> list[dict[str, Any]]:
+    """What one would keep who made every prompt with `count` seeds and took the one that the reward judge likes best.
+
+    Records of the rows `best_of_name(method, count)`, one a prompt that has all its seeds, with the price of them all.
+    A failed seed is never kept unless all failed. Methods without the reward judge's score have none.
+    """
+    kept = []
+    for method in methods:
+        mine = [r for r in records if r["method"] == method and r["seed"] < count]
+        for prompt in dict.fromkeys(r["prompt"] for r in mine):
+            seeds = [r for r in mine if r["prompt"] == prompt]
+            if len(seeds) < count or any(r["failed"] is None and "reward" not in r for r in seeds):
+                continue
+            best = max(seeds, key=lambda r: r.get("reward", -2.0))
+            price = {"seconds": round(sum(r.get("seconds", 0.0) for r in seeds), 2)} if "seconds" in best else {}
+            kept.append({**best, "method": best_of_name(method, count), **price})
+    return kept
+
+
 def cell(value: Mapping[str, float] | None, measure: Measure) -> str:
     """ "0.61 [0.50, 0.72]", or "–" where there is nothing to say; the Janus rate with the number it rests on."""
     if value is None:
@@ -154,7 +177,7 @@ def table(rows: Sequence[Mapping[str, Any]], measures: Sequence[Measure], whole:
     lines = ["| method | runs | failed | " + " | ".join(m.title for m in measures) + " |"]
     lines.append("|---" * (3 + len(measures)) + "|")
     for row in rows:
-        cells = [row["method"], f"{row['runs']} of {whole}", str(row["failures"])]
+        cells = [row["method"], f"{row['runs']} of {whole // row.get('best_of', 1)}", str(row["failures"])]
         lines.append("| " + " | ".join(cells + [cell(row[m.key], m) for m in measures]) + " |")
     return "\n".join(lines)
 
@@ -191,7 +214,8 @@ def page(results: Mapping[str, Any], picture: str | None) -> str:
     ]
     full = results["full"]
     whole = {group: full[group] * full["seeds"] for group in GROUPS}
-    counts = {m: sum(r["runs"] for r in rows if r["method"] == m) for m in dict.fromkeys(r["method"] for r in rows)}
+    made_rows = [r for r in rows if not r.get("best_of")]
+    counts = {m: sum(r["runs"] for r in made_rows if r["method"] == m) for m in {r["method"]: 0 for r in made_rows}}
     if min(counts.values(), default=0) < sum(whole.values()):
         said = ", ".join(f"{method} {count}" for method, count in counts.items())
         parts.append(f"**A part of the benchmark**: of {sum(whole.values())} runs a row, {said} are made.")
@@ -241,7 +265,8 @@ NOTES = """\
 - **views** are the prior's own 4 views, judged as they are: what a perfect lift would keep, and no asset.
   They are framed as the judge frames assets, but they carry the prior's light, not the judge's.
 - **draft**, **default**: the presets of `rl3d generate`; **best-of-4**: the default with 4 candidates, of which the
-  reward judge picks one. The gold judge, which measures here, has no say in any of them.
+  reward judge picks one. **x, best of 3**: of the three seeds of row x the one whose finished asset the reward judge
+  likes best, at the price of all three. The gold judge, which measures here, has no say in any of them.
 - **retrieval of 20**: the written GLB, rendered as the gold judge looks at assets, is closer to its own prompt
   than to {distractors} other prompts of the same list, none with the same noun (chance 0.05). **same, one colour**: all
   20 captions carry the prompt's adjective, so that colour cannot help. **similarity**: cosine, in [-1, 1].

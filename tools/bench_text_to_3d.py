@@ -27,7 +27,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_tables import aggregate, article, distractors, in_the_same_colour, interleaved, page, plan
+from bench_tables import (
+    aggregate,
+    article,
+    best_of_name,
+    best_of_seeds,
+    distractors,
+    in_the_same_colour,
+    interleaved,
+    page,
+    plan,
+)
 from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -186,6 +196,7 @@ def _asset(bench: Bench, job: Job, folder: Path) -> dict[str, Any]:
     images = judge_views(Mesh.load(folder / "asset.glb"), LOOKS["gold"], bench.gold.device)
     stages, check = report["stages"].values(), report["export"]["check"]
     return {
+        "reward": report["judges"]["reward"]["similarity"],
         **measure(bench.gold, images, job),
         "psnr": check["psnr"],
         "iou": check["iou"],
@@ -237,10 +248,14 @@ def prompt_colour(prompt: str) -> str | None:
 def results_of(bench: Bench, jobs: list[Job]) -> dict[str, Any]:
     """The content of results.json: rows, every record, and what made them."""
     records = [r for job in jobs if (r := read_record(bench, job)) is not None]
+    rows = aggregate(records, list(bench.methods))
+    if picked := best_of_seeds(records, list(bench.methods), SEEDS):
+        names = [name for m in bench.methods if (name := best_of_name(m, SEEDS)) in {r["method"] for r in picked}]
+        rows += [{**row, "best_of": SEEDS} for row in aggregate(picked, names)]
     evaluation = packaged_folder("assets") / "judge_gold" / "evaluation.json"
     return {
         "full": {**{group: len(all_of) for group, all_of in PROMPTS.items()}, "seeds": SEEDS},
-        "rows": aggregate(records, list(bench.methods)),
+        "rows": rows,
         "made": {
             "command": command_line(sys.argv),
             "revision": revision(),
@@ -319,6 +334,13 @@ def write_report(bench: Bench, jobs: list[Job], prompts: list[tuple[str, str]], 
     print(args.page)
 
 
+def part(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part; give I/N with I from 0 to N - 1, such as 0/2")
+    return int(match[1]), int(match[2])
+
+
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs; made, or gone on with")
@@ -326,6 +348,14 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, help="only the first N of the fixed order, known and unseen interleaved")
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"seeds 0 to N - 1 (default: {SEEDS})")
     parser.add_argument("--limit-minutes", type=float, default=math.inf, help="begin no run after this; then report")
+    parser.add_argument(
+        "--part",
+        type=part,
+        default=(0, 1),
+        metavar="I/N",
+        help="only every N-th prompt, from the I-th (0 to N - 1) on:"
+        " N processes may share one --out, and --report-only then makes the page of all",
+    )
     parser.add_argument("--retry-failed", action="store_true", help="run recorded failures again")
     parser.add_argument(
         "--report-only",
@@ -349,6 +379,7 @@ def decides(path: str) -> bool:
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     prompts = interleaved(PROMPTS["known"], PROMPTS["unseen"])[: args.prompts]
+    mine = {prompt for _, prompt in prompts[args.part[0] :: args.part[1]]}
     models = {n: {f.path: f.sha256 for f in m.files if decides(f.path)} for n, m in embedded_models().items()}
     prior = load_prior(args.prior, args.device)
     bench = Bench(args.out, method_options(args.methods), prior, load_judge("gold", args.device), models)
@@ -359,7 +390,7 @@ def main(argv: list[str] | None = None) -> int:
             record = read_record(bench, job)
             if record is not None and not (args.retry_failed and record["failed"] is not None):
                 continue
-            if args.report_only and not is_made(bench, job):
+            if job.prompt not in mine or (args.report_only and not is_made(bench, job)):
                 continue
             if time.monotonic() - began > 60 * args.limit_minutes:
                 print(f"time limit: {i} of {len(jobs)} runs are done; the same command goes on", file=sys.stderr)
@@ -368,13 +399,14 @@ def main(argv: list[str] | None = None) -> int:
             record = run_job(bench, job)
             spent.append(time.monotonic() - start)
             verdict = record["failed"] or f"rank {record['rank']}, seen as {record['best']!r}"
-            left = sum(spent) / len(spent) * (len(jobs) - i - 1) / 60
+            left = sum(spent) / len(spent) * (len(jobs) - i - 1) / 60 / args.part[1]
             note = f"[{i + 1}/{len(jobs)}] {job.method}, {job.prompt!r}, seed {job.seed}: {verdict}"
             print(f"{note} ({spent[-1]:.0f} s, about {left:.0f} min left)", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on", file=sys.stderr)
         code = 130
-    write_report(bench, jobs, prompts, args)
+    if args.part[1] == 1:  # a part would write over the others' page
+        write_report(bench, jobs, prompts, args)
     return code
 
 

@@ -116,6 +116,21 @@ def test_table_says_how_much_it_rests_on(tables: ModuleType) -> None:
     assert missed[1].endswith("not measured") and missed[2].endswith("0.90, met")
 
 
+def test_best_of_seeds_is_picked_by_the_reward_judge_and_paid_for(tables: ModuleType) -> None:
+    records = [
+        record("draft", "a", 0, reward=0.5, top1=False),
+        record("draft", "a", 1, reward=0.7, seconds=12.0),
+        {"method": "draft", "prompt": "a", "seed": 2, "group": "known", "failed": "empty"},
+        record("draft", "b", 0, reward=0.9),  # its other seeds are not made yet
+        *(record("views", "a", seed) for seed in range(3)),  # no asset, so no score
+    ]
+    (best,) = tables.best_of_seeds(records, ["views", "draft"], 3)
+    assert (best["method"], best["prompt"], best["seed"]) == ("draft, best of 3", "a", 1)
+    assert best["seconds"] == 22.0 and best["top1"]  # 10 + 12 + a failure that has no time
+    failed = [{"method": "draft", "prompt": "a", "seed": s, "group": "known", "failed": "empty"} for s in range(3)]
+    assert [r["failed"] for r in tables.best_of_seeds(failed, ["draft"], 3)] == ["empty"]  # counts as a failure
+
+
 # ---- the loop --------------------------------------------------------------------------------------------------------
 
 
@@ -151,6 +166,7 @@ def stage(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace
                 "mesh": {"seconds": 1.5, "peak_memory_mib": 9},
             },
             "export": {"check": {"psnr": 30.0, "iou": 0.95}},
+            "judges": {"reward": {"similarity": 0.1 * options.seed}},
         }
         (folder / "report.json").write_text(json.dumps(report))
         (folder / "state.json").write_text('{"finished": true, "stages": {}}')
@@ -202,6 +218,24 @@ def test_a_run_goes_on_and_reports(stage: SimpleNamespace, tmp_path: Path, monke
     assert len(json.loads((tmp_path / "bench" / "results.json").read_text())["records"]) == 8
     assert stage.tool.main([*common, "--prompts", "4", "--retry-failed"]) == 0
     assert stage.made == ["a green tree"]
+
+
+def test_parts_share_a_folder(stage: SimpleNamespace, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    common = ["--out", str(tmp_path / "bench"), "--page", str(page), "--methods", "draft", "--prompts", "4"]
+    assert stage.tool.main([*common, "--part", "1/2"]) == 0
+    assert stage.made == ["a purple barrel", "a wooden barrel"] * 3 and not page.exists()
+    assert stage.tool.main([*common, "--part", "0/2"]) == 0
+    stage.made.clear()
+    assert stage.tool.main(common) == 0 and stage.made == []
+    results = json.loads((tmp_path / "bench" / "results.json").read_text())
+    rows = {(r["method"], r["group"]): r for r in results["rows"]}
+    best = rows["draft, best of 3", "known"]
+    assert (best["runs"], best["failures"], best["seconds"]["mean"]) == (3, 1, 10.5)
+    assert "| draft, best of 3 | 3 of 40 |" in page.read_text() and "| draft | 9 of 120 |" in page.read_text()
+    for wrong in ("2/2", "x", "0/0"):
+        with pytest.raises(SystemExit):
+            stage.tool.main([*common, "--part", wrong])
 
 
 def test_ctrl_c_reports_what_there_is(stage: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
