@@ -209,19 +209,37 @@ def _views(bench: Bench, job: Job, folder: Path) -> dict[str, Any]:
     """The prior's views themselves, framed as the judge frames assets."""
     file, options = folder / VIEWS, replace(bench.methods[job.method], seed=job.seed)
     if not file.exists():
-        began = time.monotonic()
-        with PeakMemory() as memory:
-            embedding = bench.prior.encode_prompt(job.prompt, options.negative_prompt)
-            judge = view_judge(job.prompt, options)
-            images, _, _ = sample_views(bench.prior, embedding, options, job.seed, lambda step, steps: None, judge)
-        cost = torch.tensor([time.monotonic() - began, memory.mib])
+        images, seconds, mib = _views_of_default(bench, job) or _sampled(bench, job.prompt, options)
+        tensors = {"images": images.cpu().contiguous(), "cost": torch.tensor([seconds, mib])}
         with atomic_path(file) as temporary:
-            save_file({"images": images.cpu().contiguous(), "cost": cost}, temporary)
+            save_file(tensors, temporary)
     tensors = load_file(file)
     factor = math.tan(0.5 * FOV_Y) / math.tan(0.5 * LOOKS["gold"].fov_y)  # same distance, the judge's wider lens
     seconds, mib = tensors["cost"].tolist()
     found = measure(bench.gold, scaled_down(tensors["images"][None], factor), job)
     return {**found, "seconds": round(seconds, 2), "peak_memory_mib": round(mib)}
+
+
+def _sampled(bench: Bench, prompt: str, options: GenerateOptions) -> tuple[Tensor, float, float]:
+    """A prompt's views, seconds and MiB."""
+    began = time.monotonic()
+    with PeakMemory() as memory:
+        embedding = bench.prior.encode_prompt(prompt, options.negative_prompt)
+        judge = view_judge(prompt, options)
+        images, _, _ = sample_views(bench.prior, embedding, options, options.seed, lambda step, steps: None, judge)
+    return images, time.monotonic() - began, memory.mib
+
+
+def _views_of_default(bench: Bench, job: Job) -> tuple[Tensor, float, float] | None:
+    """The same from the finished run of the default row, which drew the same views; None without one."""
+    default = replace(job, method="default")
+    folder = default.folder(bench.out)
+    file = folder / "checkpoints" / "views-0.safetensors"
+    if "default" not in bench.methods or not is_made(bench, default) or not file.exists():
+        return None
+    read_record(bench, default)  # raises where the folder was made with something else
+    stage = json.loads((folder / "report.json").read_text(encoding="utf-8"))["stages"]["views 0"]
+    return load_file(file)["images"], stage["seconds"], stage["peak_memory_mib"]
 
 
 def measure(gold: Judge, images: Tensor, job: Job) -> dict[str, Any]:
@@ -383,7 +401,8 @@ def main(argv: list[str] | None = None) -> int:
     models = {n: {f.path: f.sha256 for f in m.files if decides(f.path)} for n, m in embedded_models().items()}
     prior = load_prior(args.prior, args.device)
     bench = Bench(args.out, method_options(args.methods), prior, load_judge("gold", args.device), models)
-    jobs = [Job(*entry) for entry in plan(prompts, args.seeds, list(bench.methods))]
+    order = sorted(bench.methods, key=lambda method: method == "views")  # last: the default row has drawn them by then
+    jobs = [Job(*entry) for entry in plan(prompts, args.seeds, order)]
     code, began, spent = 0, time.monotonic(), []
     try:
         for i, job in enumerate(jobs):

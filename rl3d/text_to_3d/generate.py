@@ -176,7 +176,7 @@ def generate(
 
     Args:
         prompt: what to make.
-        options: every stage's options; the defaults take about two minutes on 2 CPU cores.
+        options: every stage's options; the defaults take about half a minute on 2 CPU cores.
         prior: None for the embedded model, a path or hub id (see `rl3d.priors.load`), or a prior object.
         resume: go on with the unfinished run in `out`; the result is the one an uninterrupted run would have given.
 

@@ -29,7 +29,7 @@ class SampleOptions:
     guidance: float = 4.0  # classifier-free guidance scale; 1 switches it off
     rings: int = 2  # view groups a candidate: each another elevation, its azimuths between the last ones'
     elevation: float = 20.0  # degrees above the horizon of the first group
-    candidates: int = 4  # view groups drawn per asset; the one that agrees in 3D and fits the prompt is lifted
+    candidates: int = 8  # view groups drawn per asset; the one that agrees in 3D and fits the prompt is lifted
     judge_weight: float = 0.5  # of the reward judge's similarity beside that agreement; 0: agreement alone
 
     def __post_init__(self) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from rl3d.errors import ConfigError, InputError
 from rl3d.rewards.judges import Judge, JudgeConfig, build_model
@@ -189,7 +190,7 @@ def test_a_run_goes_on_and_reports(stage: SimpleNamespace, tmp_path: Path, monke
     common = ["--out", str(tmp_path / "bench"), "--seeds", "1", "--page", str(page), "--methods", "views", "draft"]
     monkeypatch.setattr(sys, "argv", ["bench_text_to_3d.py", *common])
     assert stage.tool.main([*common, "--prompts", "3"]) == 0
-    assert stage.made == ["views", "a green tree", "views", "a purple barrel", "views", "a red chest"]
+    assert stage.made == ["a green tree", "views", "a purple barrel", "views", "a red chest", "views"]
     results = json.loads((tmp_path / "bench" / "results.json").read_text())
     assert json.loads(page.with_suffix(".json").read_text()) == results
     rows = {(r["method"], r["group"]): r for r in results["rows"]}
@@ -205,7 +206,7 @@ def test_a_run_goes_on_and_reports(stage: SimpleNamespace, tmp_path: Path, monke
 
     stage.made.clear()
     assert stage.tool.main([*common, "--prompts", "4"]) == 0
-    assert stage.made == ["views", "a wooden barrel"]  # finished and failed runs are not made again
+    assert stage.made == ["a wooden barrel", "views"]  # finished and failed runs are not made again
     stage.made.clear()
     assert stage.tool.main([*common, "--prompts", "4", "--report-only"]) == 0
     assert stage.tool.main([*common, "--prompts", "5", "--limit-minutes", "0"]) == 0
@@ -218,6 +219,25 @@ def test_a_run_goes_on_and_reports(stage: SimpleNamespace, tmp_path: Path, monke
     assert len(json.loads((tmp_path / "bench" / "results.json").read_text())["records"]) == 8
     assert stage.tool.main([*common, "--prompts", "4", "--retry-failed"]) == 0
     assert stage.made == ["a green tree"]
+
+
+def test_views_of_a_finished_default_run_are_not_drawn_again(stage: SimpleNamespace, tmp_path: Path) -> None:
+    whole, drawn = stage.tool.generate, torch.rand(4, 4, 64, 64, generator=torch.Generator().manual_seed(9))
+
+    def generate(prompt: str, options: Any, folder: Path, **rest: Any) -> None:
+        whole(prompt, options, folder, **rest)
+        report = json.loads((folder / "report.json").read_text())
+        report["stages"]["views 0"] = {"seconds": 4.5, "peak_memory_mib": 710}
+        (folder / "report.json").write_text(json.dumps(report))
+        (folder / "checkpoints").mkdir()
+        save_file({"images": drawn}, folder / "checkpoints" / "views-0.safetensors")
+
+    stage.tool.generate = generate  # the fixture's monkeypatch puts the real one back
+    common = ["--out", str(tmp_path / "bench"), "--page", str(tmp_path / "page.md"), "--seeds", "1", "--prompts", "2"]
+    assert stage.tool.main([*common, "--methods", "views", "default"]) == 0
+    assert stage.made == ["a green tree", "views", "a purple barrel"]  # the tree's failure left no views
+    record = json.loads((tmp_path / "bench" / "views" / "a-purple-barrel-seed0" / "bench.json").read_text())["record"]
+    assert (record["seconds"], record["peak_memory_mib"]) == (4.5, 710)
 
 
 def test_parts_share_a_folder(stage: SimpleNamespace, tmp_path: Path) -> None:
