@@ -124,7 +124,7 @@ def gold_of(bench: ModuleType) -> Judge:
     torch.manual_seed(0)
     judge_config = JudgeConfig("gold", len(words) + 2, 16, (8, 8), 16, embedding=8, heads=2)
     model = build_model(judge_config).eval().requires_grad_(False)
-    return Judge("gold", model, {w: i + 2 for i, w in enumerate(words)}, (), ("car", "chest"))
+    return Judge("gold", model, {w: i + 2 for i, w in enumerate(words)}, (), {"car": 0.1, "chest": 0.1})
 
 
 def box() -> Mesh:
