@@ -72,15 +72,16 @@ def janus_section(found: dict | None) -> str:
     return f"""
 ## Fronts shown twice
 
-`rl3d.rewards.janus_rate` compares the embeddings of front and back, each view alone: 1 - cosine, the back plain or
-mirrored, whichever is closer. Below the noun's threshold the front is shown twice. A noun has a threshold where its
-real training assets can be told from copies with the front seen again at the back; these are {len(found["nouns"])} of
-the {found["nouns_looked_at"]} nouns with at least 5 training assets. Noun (threshold, training assets):
+`rl3d.rewards.janus_rate` compares front and back, each view alone: the relative squared distance of the stem's patch
+features, averaged along each row of the image, the back plain or mirrored, whichever is closer. Below the noun's
+threshold the front is shown twice. A noun has a threshold where its real training assets can be told from copies with
+the front seen again at the back; these are {len(found["nouns"])} of the {found["nouns_looked_at"]} nouns with at least
+5 training assets (at most 12 of each were looked at). Noun (threshold, training assets looked at):
 {nouns}.
 
     {found["command"]}
 
-Share called Janus: mean and 95 % bootstrap interval over assets, each in three lights, half of them blurred and noisy.
+Share called Janus: mean and 95 % bootstrap interval over assets, each in two lights, half of them blurred and noisy.
 "Each asset left out": its noun's threshold, and whether it counts, were found without it.
 
 | what | {" | ".join(parts.values())} |
@@ -94,7 +95,6 @@ but looks like another's is mostly missed: the rate is about fronts shown twice,
 
 
 CONDITIONS = {
-    "judge": "the judge's light",
     "prior": "the prior's light",
     "both": "the prior's light baked in",
     "blurred and noisy": "blurred and noisy",

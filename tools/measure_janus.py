@@ -2,9 +2,9 @@
 
     python tools/measure_janus.py DATA --assets assets/judge_gold
 
-Real assets are seen from the front and from behind as the benchmark sees them: in the judge's light, in the prior's
-light, and with the prior's light baked in under the judge's (a generated asset's texture), half of them blurred and
-noisy like a generator's. Janus copies of them, from easy to hard, take the place of the back:
+Real assets are seen from the front and from behind as the benchmark sees them: in the prior's light (its own views),
+and with the prior's light baked in under the judge's (a generated asset), half of them blurred and noisy. Janus copies
+of them, from easy to hard, take the place of the back:
 
     copy    the same picture, plain or mirrored
     again   the front from up to 15 degrees aside and 7 above or below, lit as what stands behind is lit
@@ -42,10 +42,10 @@ from rl3d.rewards.janus import front_back_distance
 from rl3d.rewards.judges import JANUS, Judge
 from rl3d.rewards.score import LOOKS
 
-LEAST, MOST = 5, 24  # training assets a noun: fewer say nothing of it, more are drawn from at random
+LEAST, MOST = 5, 12  # training assets a noun: fewer say nothing of it, more are drawn from at random
 FALSE_ALARMS, FOUND = 0.05, 0.8  # what a noun's threshold must keep on training renders
 JITTER = (math.radians(15), math.radians(7))
-LIGHTS = ("judge", "prior", "both")
+LIGHTS = ("prior", "both")
 KINDS = ("real", "again", "other")
 ELEVATION = LOOKS["gold"].elevations[0]
 
@@ -77,16 +77,16 @@ def spec_of(light: str) -> ViewSpec:
 
 def pictures(assets: AssetSet, i: int, light: str, cameras: Cameras, turned: bool, paint: Tensor | None) -> Tensor:
     """[V, 4, H, W] premultiplied sRGB. turned: lit as if it stood behind. paint: linear main colour, None: its own."""
+    vertices, faces, colours = assets.mesh(i)
+    main = main_of(assets, i)
 
     def lit(name: str) -> Tensor:
         spec = spec_of(name)
         if turned:
             x, y, z = spec.light
             spec = replace(spec, light=(-x, y, -z))
-        vertices, faces, colours = assets.mesh(i)
-        main = main_colour(colours, face_geometry(vertices, faces)[1])[1]
         stored = torch.from_numpy(render_view_sets(vertices, faces, colours, cameras, spec))
-        return to_images(stored[None], torch.from_numpy(main)[None], None if paint is None else paint[None])[0]
+        return to_images(stored[None], main[None], None if paint is None else paint[None])[0]
 
     if light != "both":
         return lit(light)
@@ -94,6 +94,12 @@ def pictures(assets: AssetSet, i: int, light: str, cameras: Cameras, turned: boo
     alpha = even[:, 3:]
     a, b, c = (srgb_to_linear((x[:, :3] / alpha.clamp_min(1 / 255)).clamp(0, 1)) for x in (judge, prior, even))
     return torch.cat([linear_to_srgb((a * b / c.clamp_min(1e-3)).clamp(0, 1)) * alpha, alpha], 1)
+
+
+def main_of(assets: AssetSet, i: int) -> Tensor:
+    """Linear main colour [3] of asset i."""
+    vertices, faces, colours = assets.mesh(i)
+    return torch.from_numpy(main_colour(colours, face_geometry(vertices, faces)[1])[1])
 
 
 def measured(judge: Judge, assets: AssetSet, chosen: list[int], partner: dict[int, int]) -> Distances:
@@ -113,10 +119,8 @@ def measured(judge: Judge, assets: AssetSet, chosen: list[int], partner: dict[in
             aside, above = (float(rng.uniform(-j, j)) for j in JITTER)
             front, back = pictures(assets, i, light, cameras([azimuth, azimuth + math.pi], height), False, None)
             turned = cameras([azimuth + aside], height + above)
-            vertices, faces, colours = assets.mesh(i)
-            own = torch.from_numpy(main_colour(colours, face_geometry(vertices, faces)[1])[1])
             again = pictures(assets, i, light, turned, True, None)[0]
-            other = pictures(assets, partner[i], light, turned, True, own)[0]
+            other = pictures(assets, partner[i], light, turned, True, main_of(assets, i))[0]
             seen = torch.stack([front, back, again, other])
             if rng.random() < 0.5:
                 seen[2:] = seen[2:].flip(-1)

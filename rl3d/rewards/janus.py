@@ -1,10 +1,11 @@
 """Whether an object shows its front twice (Janus), measured by the gold judge against real assets of the same noun.
 
-The measure is how alike front and back are: 1 - cosine of the judge's embeddings of the two views, each alone, the back
-taken plain or mirrored, whichever is closer. Real chairs, seen from the front and from behind, differ by some amount;
-one that differs by less than (nearly) all real ones has no back. Most low-poly things look alike from both sides, so
-that only nouns count whose real assets do not: `judge.fronts` holds those and the distance below which a front counts
-as shown twice. `tools/measure_janus.py` sets them on training renders; the judge's card says how often they err.
+The measure is how alike front and back are: the judge's features of 8x8-pixel patches, averaged along each row of the
+image (what is to be seen at which height, however far it is turned), as a relative squared distance; the back plain or
+mirrored, whichever is closer. Real chairs, seen from the front and from behind, differ by some amount; one that differs
+by less than (nearly) all real ones has no back. Most low-poly things look alike from both sides, so that only nouns
+count whose real assets do not: `judge.fronts` holds those and the distance below which a front counts as shown twice.
+`tools/measure_janus.py` sets them on training renders; the judge's card says how often they err.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from rl3d.data.captions import SYNONYMS, split_words
 from rl3d.errors import InputError
-from rl3d.rewards.judges import Judge
+from rl3d.rewards.judges import GoldJudge, Judge
 
 FRONT, BACK = 0, 2  # of 4 views at steps of 90 degrees, the first from the front
 
@@ -26,19 +27,25 @@ FRONT, BACK = 0, 2  # of 4 views at steps of 90 degrees, the first from the fron
 def front_back_distance(judge: Judge, front: Tensor, back: Tensor) -> Tensor:
     """[B] in [0, 2]: 0 where the back shows the front again, plain or mirrored.
 
+    With f and b the row means of the patch features of front and back: |f - b|^2 / (|f|^2 + |b|^2).
+
     Args:
         front, back: [B, 4, H, W] premultiplied sRGB + alpha in [0, 1], opposite views of the same objects.
 
     Raises:
-        InputError: other shapes; a judge that is not the gold one, whose embeddings of single views mean nothing.
+        InputError: other shapes, or a judge that is not the gold one.
     """
-    if judge.name != "gold":
+    if not isinstance(judge.model, GoldJudge):
         raise InputError(f"the {judge.name} judge cannot tell fronts from backs; load the gold judge")
     if front.shape != back.shape or front.ndim != 4 or front.shape[1] != 4:
         raise InputError(f"front and back must both be [B, 4, H, W], got {list(front.shape)} and {list(back.shape)}")
-    views = torch.cat([front, back, back.flip(-1)])
-    seen, plain, mirrored = judge.encode(views[:, None]).embedding.chunk(3)
-    return 1 - torch.maximum((seen * plain).sum(-1), (seen * mirrored).sum(-1)).clamp(-1, 1)
+    views = torch.stack([front, back, back.flip(-1)]).to(judge.device, torch.float32)
+    seen, plain, mirrored = judge.model.patches(views).mean(3).flatten(1).chunk(3)
+    return torch.minimum(_relative(seen, plain), _relative(seen, mirrored))
+
+
+def _relative(a: Tensor, b: Tensor) -> Tensor:
+    return ((a - b) ** 2).sum(1) / ((a**2).sum(1) + (b**2).sum(1)).clamp_min(1e-12)
 
 
 def front_noun(judge: Judge, prompt: str) -> str | None:

@@ -192,10 +192,7 @@ class GoldJudge(nn.Module):
 
     def encode_over(self, images: Tensor, background: Tensor | float) -> ImageCode:
         """The same over a background colour [B, 1, 3, 1, 1] (training varies it)."""
-        alpha = images[:, :, 3:]
-        images = torch.cat([images[:, :, :3] + background * (1 - alpha), alpha], 2)
-        x = self.stem(2 * _resized(images.flatten(0, 1), self.config.image_size) - 1)
-        x = x.flatten(2).transpose(1, 2) + self.positions
+        x = self.patches(images, background).flatten(2).transpose(1, 2) + self.positions
         for block in self.view_blocks:
             x = block(x)
         sides = self.view_out(x.mean(1)).unflatten(0, images.shape[:2])
@@ -207,6 +204,12 @@ class GoldJudge(nn.Module):
         pooled = self.image_mlp(torch.cat([attended, x.amax(1)], 1))
         embedding = F.normalize(self.image_out(pooled).float(), dim=-1)
         return ImageCode(embedding, self.colour_out(pooled).float(), sides.float())
+
+    def patches(self, images: Tensor, background: Tensor | float = GREY) -> Tensor:
+        """[B * V, C, S / 8, S / 8] features of 8x8-pixel patches, each view by itself; images as above."""
+        alpha = images[:, :, 3:]
+        images = torch.cat([images[:, :, :3] + background * (1 - alpha), alpha], 2)
+        return self.stem(2 * _resized(images.flatten(0, 1), self.config.image_size) - 1)
 
     def encode_texts(self, ids: Tensor) -> Tensor:
         """[B, L] int64 word ids (0: padding) to unit embeddings [B, E]."""

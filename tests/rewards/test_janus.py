@@ -43,8 +43,8 @@ def test_one_red_side_is_a_front_and_two_are_a_front_twice() -> None:
         float(front_back_distance(judge, v[:1], v[2:3]))
         for v in (views_of(*red)[0] for red in ((0,), (0, 1), (), (2, 3)))
     )
-    # 0.79 against 0.001 (both red) and 0.011 (none, or the two sides red); the light is not the same on both faces.
-    assert one > 0.4 and max(two, none, sides) < 0.03
+    # 0.417 against 0.001 (both red) and 0.008 (none, or the two sides red); the light is not the same on both faces.
+    assert one > 0.2 and max(two, none, sides) < 0.03
     assert shows_front_twice(judge, views_of(0), "a red crate") is False
     assert shows_front_twice(judge, views_of(1), "a red crate") is False  # turned around, it still has a back
     assert shows_front_twice(judge, views_of(0, 1), "a red crate") is True
@@ -67,7 +67,7 @@ def test_a_mirrored_copy_is_no_distance_for_any_weights(tiny_judge: Callable, ra
     judge, front = tiny_judge("gold"), random_views(3)[:, 0]
     other = random_views(3, seed=1)[:, 0]
     zero = front_back_distance(judge, torch.cat([front, front]), torch.cat([front, front.flip(-1)]))
-    assert torch.allclose(zero, torch.zeros(6), atol=1e-5)  # float32 cosines of equal vectors: 1e-7 seen
+    assert torch.equal(zero, torch.zeros(6))
     apart = front_back_distance(judge, front, other)
     assert bool((apart > 0).all())
     assert torch.allclose(apart, front_back_distance(judge, front, other.flip(-1)), atol=1e-6)
