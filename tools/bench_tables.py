@@ -232,11 +232,13 @@ def _janus(results: Mapping[str, Any]) -> str:
         return "No noun has a threshold, so the column is empty."
     prompts = found["prompts"]
     said = " and ".join(f"{prompts[group]} of {results['full'][group]} {group}" for group in GROUPS)
-    false, again = (_share(found[kind]) for kind in ("real", "again"))
+    left, val = (found[part] for part in ("train_left_out", "val"))
     return (
-        f"Only nouns count whose real assets have a back of their own ({', '.join(found['nouns'])}): {said} prompts.\n"
-        f"  It errs: of renders of real, unseen assets it calls {false}, and of copies with the front seen again at the"
-        f"\n  back it finds {again} (`assets/judge_gold/README.md`)."
+        f"Only nouns count whose real assets have a back of their own ({', '.join(found['nouns'])}):\n  {said} prompts."
+        f" It errs: of renders of {left['assets']} real training assets, each left out of its own threshold,\n  it calls"
+        f" {_share(left['real'])}, and of copies with the front seen again at the back it finds {_share(left['again'])}."
+        f"\n  Val has {val['assets']} assets of these nouns: {val['real'][0]:.2f} called, {val['again'][0]:.2f} of the"
+        " copies found (`assets/judge_gold/README.md`)."
     )
 
 

@@ -256,7 +256,7 @@ def results_of(bench: Bench, jobs: list[Job]) -> dict[str, Any]:
 
 
 def janus_on_renders(gold: Judge) -> dict[str, Any] | None:
-    """Nouns and prompts that the Janus rate counts, and its shares of real val assets and of Janus copies of them."""
+    """Nouns and prompts that the Janus rate counts, and what it says of real assets and of Janus copies of them."""
     file = packaged_folder("assets") / "judge_gold" / JANUS
     if not file.exists():
         return None
@@ -264,7 +264,10 @@ def janus_on_renders(gold: Judge) -> dict[str, Any] | None:
     return {
         "nouns": sorted(gold.fronts),
         "prompts": {g: sum(front_noun(gold, p) is not None for p in all_of) for g, all_of in PROMPTS.items()},
-        **{kind: measured["val"][kind]["all"] for kind in ("real", "again")},
+        **{
+            part: {"assets": measured[part]["assets"], **{k: measured[part][k]["all"] for k in ("real", "again")}}
+            for part in ("val", "train_left_out")
+        },
     }
 
 

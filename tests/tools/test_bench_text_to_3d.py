@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from rl3d.errors import ConfigError, InputError
-from rl3d.rewards.judges import Judge, JudgeConfig, build_model
+from rl3d.rewards.judges import Judge, JudgeConfig, build_model, load_judge
 from rl3d.scenes import Mesh
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -114,6 +114,27 @@ def test_table_says_how_much_it_rests_on(tables: ModuleType) -> None:
     missed = tables.aims(tables.aggregate([record("default", "a", 0, top1=False)], ["default"]))
     assert missed[0] == "- retrieval of 20, known prompts: aim 0.6, 0.00, missed"
     assert missed[1].endswith("not measured") and missed[2].endswith("0.90, met")
+
+
+def test_the_page_says_what_the_janus_rate_rests_on(tables: ModuleType) -> None:
+    full = {"known": 40, "unseen": 20}
+    assert "the column is empty" in tables._janus({"full": full, "janus_on_renders": None})
+    found = {
+        "nouns": ["bed", "chair"],
+        "prompts": {"known": 2, "unseen": 1},
+        "train_left_out": {"assets": 18, "real": [0.1, 0.0, 0.2], "again": [0.9, 0.8, 1.0]},
+        "val": {"assets": 2, "real": [0.0, 0.0, 0.0], "again": [0.75, 0.5, 1.0]},
+    }
+    text = " ".join(tables._janus({"full": full, "janus_on_renders": found}).split())
+    assert "(bed, chair): 2 of 40 known and 1 of 20 unseen prompts" in text
+    assert "calls 0.10 [0.00, 0.20], and" in text and "finds 0.90 [0.80, 1.00]" in text
+    assert "Val has 2 assets of these nouns: 0.00 called, 0.75 of the copies found" in text
+
+
+def test_shipped_thresholds_cover_prompts_of_both_lists(bench: ModuleType) -> None:
+    found = bench.janus_on_renders(load_judge("gold"))
+    assert found["prompts"]["known"] >= 1 and found["prompts"]["unseen"] >= 1
+    assert all(0 <= found[part][kind][0] <= 1 for part in ("val", "train_left_out") for kind in ("real", "again"))
 
 
 # ---- the loop --------------------------------------------------------------------------------------------------------
