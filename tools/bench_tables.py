@@ -235,8 +235,9 @@ def _janus(results: Mapping[str, Any]) -> str:
     left, val = (found[part] for part in ("train_left_out", "val"))
     return (
         f"Only nouns count whose real assets have a back of their own ({', '.join(found['nouns'])}):\n  {said} prompts."
-        f" It errs: of renders of {left['assets']} real training assets, each left out of its own threshold,\n  it calls"
-        f" {_share(left['real'])}, and of copies with the front seen again at the back it finds {_share(left['again'])}."
+        f" It errs: of renders of {left['assets']} real training assets, each left out of its own threshold,\n  it"
+        f" calls {_share(left['real'])}, and of copies with the front seen again at the back it finds"
+        f" {_share(left['again'])}."
         f"\n  Val has {val['assets']} assets of these nouns: {val['real'][0]:.2f} called, {val['again'][0]:.2f} of the"
         " copies found (`assets/judge_gold/README.md`)."
     )

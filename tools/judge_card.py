@@ -90,9 +90,9 @@ Share called Janus: mean and 95 % bootstrap interval over assets, each in two li
 | assets | {assets} |
 {chr(10).join(lines)}
 
-Val counts {few} assets of these nouns, too few to say much: even no false alarm among them leaves a true share of
-up to {1 - 0.05 ** (1 / max(few, 1)):.2f} (exact, one-sided 95 %). The features and the rule were chosen on training renders too, so that the
-middle column is a little kind. Some false alarms are real assets that stand turned or have two fronts.
+Val counts {few} assets of these nouns, too few to say much: even no false alarm among them leaves a true share of up
+to {1 - 0.05 ** (1 / max(few, 1)):.2f} (exact, one-sided 95 %). Features and rule were chosen on training renders too,
+so that the middle column is a little kind. Some false alarms are real assets that stand turned or have two fronts.
 
 An exact copy of the front, plain or mirrored, has distance 0 and is always found. A back that repeats the front of
 another asset of the noun, and not its own, is mostly missed: the rate is about fronts shown twice, not wrong backs.
