@@ -239,7 +239,8 @@ def _janus(results: Mapping[str, Any]) -> str:
         f" calls {_share(left['real'])}, and of copies with the front seen again at the back it finds"
         f" {_share(left['again'])}."
         f"\n  Val has {val['assets']} assets of these nouns: {val['real'][0]:.2f} called, {val['again'][0]:.2f} of the"
-        " copies found (`assets/judge_gold/README.md`)."
+        " copies found (`assets/judge_gold/README.md`).\n"
+        "  A rate no higher than the false calls says nothing against a method."
     )
 
 
