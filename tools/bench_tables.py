@@ -228,7 +228,7 @@ def page(results: Mapping[str, Any], picture: str | None) -> str:
         mine = [r for r in rows if r["group"] == group]
         title = TITLES[group].format(count=full[group])
         parts += [f"## {title}", table(mine, QUALITY, whole[group]), table(mine, COST, whole[group])]
-    parts += ["## How to read it", NOTES.format(distractors=DISTRACTORS)]
+    parts += ["## How to read it", NOTES.format(distractors=DISTRACTORS, janus=_janus(results))]
     failed = [r for r in results["records"] if r["failed"] is not None]
     if failed:
         parts += [
@@ -247,6 +247,29 @@ def page(results: Mapping[str, Any], picture: str | None) -> str:
         "| embedded model | file | SHA-256 |\n|---|---|---|\n" + sums,
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _janus(results: Mapping[str, Any]) -> str:
+    """Which prompts the Janus rate rests on, and its errors on real renders."""
+    found = results.get("janus_on_renders")
+    if not found or not found["nouns"]:
+        return "No noun has a threshold, so the column is empty."
+    prompts = found["prompts"]
+    said = " and ".join(f"{prompts[group]} of {results['full'][group]} {group}" for group in GROUPS)
+    left, val = (found[part] for part in ("train_left_out", "val"))
+    return (
+        f"Only nouns count whose real assets have a back of their own ({', '.join(found['nouns'])}):\n  {said} prompts."
+        f" It errs: of renders of {left['assets']} real training assets, each left out of its own threshold,\n  it"
+        f" calls {_share(left['real'])}, and of copies with the front seen again at the back it finds"
+        f" {_share(left['again'])}."
+        f"\n  Val has {val['assets']} assets of these nouns: {val['real'][0]:.2f} called, {val['again'][0]:.2f} of the"
+        " copies found (`assets/judge_gold/README.md`).\n"
+        "  A rate no higher than the false calls says nothing against a method."
+    )
+
+
+def _share(value: Sequence[float]) -> str:
+    return f"{value[0]:.2f} [{value[1]:.2f}, {value[2]:.2f}]"
 
 
 def _real(evaluation: Mapping[str, Any] | None) -> str:
@@ -272,7 +295,8 @@ NOTES = """\
   20 captions carry the prompt's adjective, so that colour cannot help. **similarity**: cosine, in [-1, 1].
 - **colour right**: the judge's colour head, which does not see the prompt, names the prompt's colour (chance 0.08);
   prompts without a colour word do not count.
-- **Janus rate**: the judge's side head calls the back a front; only nouns count whose front it finds on real renders.
+- **Janus rate**, the lower the better: the front is shown again at the back. The gold judge finds the two views more
+  alike (the back plain or mirrored) than real assets of the noun are. {janus}
 - **export**: the GLB, read back and rendered, against the splats in memory, from cameras that neither was made with.
 - **seconds, peak MiB**: of all stages, without loading the models; memory is the whole process's.
 - A failed run counts as 0 in the retrieval, the colour and the IoU; it is left out of the other columns.

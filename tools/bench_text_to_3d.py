@@ -54,8 +54,10 @@ from rl3d.preview import view_sheet
 from rl3d.priors import load as load_prior
 from rl3d.priors.protocol import Prior
 from rl3d.render import render
-from rl3d.rewards import Judge, janus_rate, judge_views, load_judge, retrieval
+from rl3d.rewards import Judge, judge_views, load_judge, retrieval, shows_front_twice
 from rl3d.rewards.damage import scaled_down
+from rl3d.rewards.janus import front_noun
+from rl3d.rewards.judges import JANUS
 from rl3d.rewards.score import LOOKS, colour_seen
 from rl3d.scenes.mesh import Mesh
 from rl3d.text_to_3d.generate import generate, sample_views, view_judge
@@ -247,7 +249,6 @@ def measure(gold: Judge, images: Tensor, job: Job) -> dict[str, Any]:
     others = distractors(job.prompt, PROMPTS[job.group])
     found = retrieval(gold, images, job.prompt, others)
     colour = prompt_colour(job.prompt)
-    janus = janus_rate(gold, [images], [job.prompt])["rate"]
     return {
         "top1": found.rank == 1,
         "top1_same_colour": retrieval(gold, images, job.prompt, in_the_same_colour(job.prompt, others)).rank == 1,
@@ -255,7 +256,7 @@ def measure(gold: Judge, images: Tensor, job: Job) -> dict[str, Any]:
         "best": found.best,
         "similarity": round(found.similarity, 4),
         "colour": colour_seen(gold, images) == colour if colour else None,
-        "janus": None if janus is None else bool(janus),
+        "janus": shows_front_twice(gold, images, job.prompt),
     }
 
 
@@ -282,7 +283,24 @@ def results_of(bench: Bench, jobs: list[Job]) -> dict[str, Any]:
             "models": bench.models,
         },
         "gold_on_renders": json.loads(evaluation.read_text()).get("val") if evaluation.exists() else None,
+        "janus_on_renders": janus_on_renders(bench.gold),
         "records": records,
+    }
+
+
+def janus_on_renders(gold: Judge) -> dict[str, Any] | None:
+    """Nouns and prompts that the Janus rate counts, and what it says of real assets and of Janus copies of them."""
+    file = packaged_folder("assets") / "judge_gold" / JANUS
+    if not file.exists():
+        return None
+    measured = json.loads(file.read_text(encoding="utf-8"))
+    return {
+        "nouns": sorted(gold.fronts),
+        "prompts": {g: sum(front_noun(gold, p) is not None for p in all_of) for g, all_of in PROMPTS.items()},
+        **{
+            part: {"assets": measured[part]["assets"], **{k: measured[part][k]["all"] for k in ("real", "again")}}
+            for part in ("val", "train_left_out")
+        },
     }
 
 

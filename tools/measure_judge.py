@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -166,21 +165,3 @@ def fixed_distractors(records: list[AssetRecord], count: int = 40) -> list[str]:
     """ "colour noun" captions of the commonest one-word train nouns, colours in turn."""
     nouns = Counter(r.noun_words[0] for r in records if r.split == "train" and len(r.noun_words) == 1)
     return [f"{COLOURS[(5 * i) % len(COLOURS)]} {noun}" for i, (noun, _) in enumerate(nouns.most_common(count))]
-
-
-@torch.no_grad()
-def sided_nouns(judge: Judge, cache: Path, records: list[AssetRecord], least: int = 5) -> tuple[str, ...]:
-    """Nouns (of at least `least` assets) whose fronts are called front, and backs are not, in 80 % of real renders."""
-    found: dict[str, list[tuple[bool, bool]]] = {}
-    for split in ("train", "val"):
-        source = ViewBatches(cache, records, split, 0.0)
-        for start in range(0, len(source.keep), 64):
-            chosen = source.keep[start : start + 64]
-            batch = draw(source, chosen, np.zeros(len(chosen), np.int64), np.random.default_rng(3), 0.0)
-            logits = judge.encode(batch.images).view_logits
-            assert logits is not None  # the gold judge
-            called = logits.argmax(-1).cpu()
-            for record, side, seen in zip(batch.records, batch.sides, called):
-                hit = (bool((seen[side == 0] == 0).all()), bool((seen[side == 2] != 0).all()))
-                found.setdefault(record.noun_words[-1], []).append(hit)
-    return tuple(sorted(n for n, v in found.items() if len(v) >= least and min(np.mean(v, 0)) >= 0.8))

@@ -7,7 +7,8 @@
 Resumes from RUN when it exists. InfoNCE over the batch (Oord 2018; Radford 2021) with two hard negative captions an
 object: the same words in another colour, and another noun in the same colour. Pairs that are true by chance (shared
 noun, colours that do not contradict) are left out of the sum. Helpers: cross-entropy of the main colour, of each view's
-side (gold), and a ranking loss that puts a damaged copy of the views below the whole one.
+side (gold), and a ranking loss that puts a damaged copy of the views below the whole one. After --assets of the gold
+judge, tools/measure_janus.py sets its Janus thresholds anew; until then it has none.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ import json
 import math
 import time
 from collections import Counter
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from judge_card import model_card
-from measure_judge import Batch, draw, evaluate, fixed_distractors, sided_nouns
+from measure_judge import Batch, draw, evaluate, fixed_distractors
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -37,7 +38,6 @@ from rl3d.files import atomic_path, atomic_write_text, write_json
 from rl3d.rewards import damage
 from rl3d.rewards.judges import GoldJudge, Judge, JudgeConfig, JudgeModel, build_model, load_judge, save_judge
 
-SIDES_KNOWN = 0.5  # below this val accuracy some noun passes `sided_nouns` by luck; then none may count
 TRAINED_DAMAGE = ("janus", "floaters", "holes", "blank_view", "mixed_views")
 
 
@@ -331,15 +331,13 @@ def finish(args: argparse.Namespace, model, ema: dict, records, index, state) ->
             source.keep = source.keep[::10]
         row[split] = evaluate(judge, source, train_words, 3 if split == "val" else 1)
     print(json.dumps(row), flush=True)
-    if row["val"].get("side_of_4", [0.0])[0] >= SIDES_KNOWN:
-        judge = replace(judge, sided=sided_nouns(judge, args.cache, records))
     write_json(args.out / "evaluation.json", row)
     if args.assets:
         save_judge(judge, args.assets)
         command = f"python tools/train_judge.py DATA CACHE --which {args.which} --out RUN --minutes MINUTES"
         size = sum(p.numel() for p in judge.model.parameters())
         row["val"]["words"] = len(judge.words) - 2
-        atomic_write_text(args.assets / "README.md", model_card(args.which, row, command, size, judge.sided))
+        atomic_write_text(args.assets / "README.md", model_card(args.which, row, command, size))
         write_json(args.assets / "evaluation.json", row)
         licence = "Apache-2.0 (weights), CC0-1.0 (data)"
         what = {"reward": "Reward judge: scores how well views fit a prompt", "gold": "Gold judge: measures only"}

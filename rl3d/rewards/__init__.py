@@ -2,6 +2,8 @@
 
 from rl3d.rewards.embedded import JudgeReward as JudgeReward
 from rl3d.rewards.embedded import load as load
+from rl3d.rewards.janus import janus_rate as janus_rate
+from rl3d.rewards.janus import shows_front_twice as shows_front_twice
 from rl3d.rewards.judges import Judge as Judge
 from rl3d.rewards.judges import load_judge as load_judge
 from rl3d.rewards.protocol import FunctionReward as FunctionReward
@@ -11,7 +13,6 @@ from rl3d.rewards.protocol import reward as reward
 from rl3d.rewards.score import Retrieval as Retrieval
 from rl3d.rewards.score import colour_probabilities as colour_probabilities
 from rl3d.rewards.score import draft_score as draft_score
-from rl3d.rewards.score import janus_rate as janus_rate
 from rl3d.rewards.score import judge_views as judge_views
 from rl3d.rewards.score import retrieval as retrieval
 from rl3d.rewards.score import score_asset as score_asset

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -28,6 +29,7 @@ from rl3d.files import atomic_path, write_json
 
 Which = Literal["reward", "gold"]
 KINDS = ("reward", "gold")
+JANUS = "janus.json"  # beside the gold judge: which nouns have a front, and thresholds
 GREY = 0.5  # the gold judge sees assets over this sRGB level
 
 
@@ -190,10 +192,7 @@ class GoldJudge(nn.Module):
 
     def encode_over(self, images: Tensor, background: Tensor | float) -> ImageCode:
         """The same over a background colour [B, 1, 3, 1, 1] (training varies it)."""
-        alpha = images[:, :, 3:]
-        images = torch.cat([images[:, :, :3] + background * (1 - alpha), alpha], 2)
-        x = self.stem(2 * _resized(images.flatten(0, 1), self.config.image_size) - 1)
-        x = x.flatten(2).transpose(1, 2) + self.positions
+        x = self.patches(images, background).flatten(2).transpose(1, 2) + self.positions
         for block in self.view_blocks:
             x = block(x)
         sides = self.view_out(x.mean(1)).unflatten(0, images.shape[:2])
@@ -205,6 +204,12 @@ class GoldJudge(nn.Module):
         pooled = self.image_mlp(torch.cat([attended, x.amax(1)], 1))
         embedding = F.normalize(self.image_out(pooled).float(), dim=-1)
         return ImageCode(embedding, self.colour_out(pooled).float(), sides.float())
+
+    def patches(self, images: Tensor, background: Tensor | float = GREY) -> Tensor:
+        """[B * V, C, S / 8, S / 8] features of 8x8-pixel patches, each view by itself; images as above."""
+        alpha = images[:, :, 3:]
+        images = torch.cat([images[:, :, :3] + background * (1 - alpha), alpha], 2)
+        return self.stem(2 * _resized(images.flatten(0, 1), self.config.image_size) - 1)
 
     def encode_texts(self, ids: Tensor) -> Tensor:
         """[B, L] int64 word ids (0: padding) to unit embeddings [B, E]."""
@@ -236,14 +241,15 @@ class Judge:
     Attributes:
         name: "reward" or "gold". model: the network. words: word -> id.
         distractors: captions that a right caption must beat in `rl3d.rewards.score`.
-        sided: nouns whose front the side head tells from the back on real renders (gold judge; else empty).
+        fronts: nouns whose real assets look different from behind, with the distance of front and back below which a
+            front is shown twice; see rl3d.rewards.janus (gold judge; else empty).
     """
 
     name: str
     model: JudgeModel
     words: dict[str, int]
     distractors: tuple[str, ...]
-    sided: tuple[str, ...] = ()
+    fronts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def device(self) -> torch.device:
@@ -298,13 +304,16 @@ class Judge:
 
 
 def save_judge(judge: Judge, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
-    """Write `model.safetensors`, `config.json` and `vocabulary.json` into a folder, each atomically."""
+    """Write `model.safetensors`, `config.json` and `vocabulary.json` into a folder, each atomically.
+
+    A `janus.json` there was measured on other weights and is removed; tools/measure_janus.py makes it anew.
+    """
     folder = Path(folder)
     tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in judge.model.state_dict().items()}
     with atomic_path(folder / "model.safetensors") as temporary:
         save_file(tensors, temporary)
-    extra = {"distractors": list(judge.distractors), "sided": list(judge.sided)}
-    write_json(folder / "config.json", {**asdict(judge.model.config), **extra})
+    (folder / JANUS).unlink(missing_ok=True)
+    write_json(folder / "config.json", {**asdict(judge.model.config), "distractors": list(judge.distractors)})
     write_json(folder / "vocabulary.json", sorted(judge.words, key=judge.words.__getitem__))
 
 
@@ -320,15 +329,25 @@ def load_judge(which: Which, device: torch.device | str = "cpu", folder: str | P
     try:
         raw: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         words = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
-        distractors, sided = tuple(raw.pop("distractors")), tuple(raw.pop("sided"))
+        distractors = tuple(raw.pop("distractors"))
+        raw.pop("sided", None)  # what `janus.json` replaced; older files still have it
         config = JudgeConfig(**{**raw, "channels": tuple(raw["channels"])})
         tensors = load_file(folder / "model.safetensors")
         if config.kind != which or config.vocabulary != len(words):
             raise ValueError(f"it holds a {config.kind} judge of {config.vocabulary} words, found {len(words)} words")
         model = build_model(config)
         model.load_state_dict({k: v.float() for k, v in tensors.items()})
+        fronts = _fronts(folder / JANUS) if which == "gold" else {}
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise AssetError(f"the {which} judge in {folder} cannot be loaded ({reason}); reinstall rl3d") from error
     model = model.to(device).eval().requires_grad_(False)
-    return Judge(which, model, {w: i for i, w in enumerate(words)}, distractors, sided)
+    return Judge(which, model, {w: i for i, w in enumerate(words)}, distractors, fronts)
+
+
+def _fronts(path: Path) -> dict[str, float]:
+    """Noun -> threshold, as tools/measure_janus.py writes them; nothing where it was not run."""
+    if not path.exists():
+        return {}
+    nouns = json.loads(path.read_text(encoding="utf-8"))["nouns"]
+    return {str(noun): float(entry["threshold"]) for noun, entry in nouns.items()}

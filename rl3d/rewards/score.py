@@ -240,33 +240,3 @@ def views_scorer(prompt: str, device: torch.device | str = "cpu") -> Callable[[T
             return float(judge.encode(views[None]).embedding[0] @ wanted)
 
     return score
-
-
-@torch.no_grad()
-def janus_rate(
-    judge: Judge, images: Sequence[Tensor], prompts: Sequence[str], sides: Tensor | None = None
-) -> dict[str, Any]:
-    """Share of assets whose back shows a front: the gold judge's side head calls the back view "front".
-
-    Only assets count whose noun has a front that the head finds on real renders (`judge.sided`, measured at training
-    time): a barrel looks the same from everywhere and would only add noise.
-
-    Args:
-        images: per asset [G, 4, 4, H, W], views k * 90 degrees after a first one within 45 degrees of the front.
-        prompts: one an asset. sides: [4] what each view is (0 front, 1 +X, 2 back, 3 -X); None: 0, 1, 2, 3.
-
-    Returns:
-        rate (None where nothing counts), counted, skipped.
-    """
-    order = torch.arange(VIEWS) if sides is None else sides
-    hits = []
-    for views, prompt in zip(images, prompts):
-        if not set(split_words(prompt)) & set(judge.sided):
-            continue
-        logits = judge.encode(views).view_logits
-        if logits is None:
-            raise InputError(f"the {judge.name} judge has no side head; janus_rate takes the gold judge")
-        back = int((order == 2).nonzero()[0, 0])
-        hits.append(int(logits.softmax(-1).mean(0)[back].argmax()) == 0)
-    rate = sum(hits) / len(hits) if hits else None
-    return {"rate": rate, "counted": len(hits), "skipped": len(prompts) - len(hits)}

@@ -22,7 +22,9 @@ def make_judge(which: str, seed: int = 0) -> Judge:
     torch.manual_seed(seed)
     model = build_model(config).eval().requires_grad_(False)
     distractors = tuple(f"{COLOURS[i % 13]} thing{i}" for i in range(30))
-    return Judge(which, model, {w: i for i, w in enumerate(words)}, distractors, ("car",) if which == "gold" else ())
+    return Judge(
+        which, model, {w: i for i, w in enumerate(words)}, distractors, {"car": 0.1} if which == "gold" else {}
+    )
 
 
 def make_views(batch: int, views: int = 4, size: int = 32, seed: int = 0) -> torch.Tensor:

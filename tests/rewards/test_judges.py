@@ -23,7 +23,7 @@ def test_files_give_the_same_judge_back(
     loaded = load_judge(which, folder=tmp_path)  # type: ignore[arg-type]
     images, prompts = random_views(2), ["a red barrel", "blue car"]
     assert torch.equal(loaded.similarity(images, prompts), judge.similarity(images, prompts))
-    assert (loaded.words, loaded.distractors, loaded.sided) == (judge.words, judge.distractors, judge.sided)
+    assert (loaded.words, loaded.distractors) == (judge.words, judge.distractors)
     save_judge(judge, tmp_path)
     half = load_judge(which, folder=tmp_path)  # type: ignore[arg-type]
     assert {t.dtype for t in load_file(tmp_path / "model.safetensors").values()} == {torch.float16}

@@ -13,7 +13,7 @@ import torch
 from rl3d.cameras import Cameras
 from rl3d.data.views import ViewSpec, render_view_sets, to_images
 from rl3d.errors import InputError
-from rl3d.rewards import janus_rate, judge_views, load_judge, retrieval, score_asset
+from rl3d.rewards import judge_views, load_judge, retrieval, score_asset
 from rl3d.rewards.score import LOOKS, colour_probabilities, colour_seen, distractors_for, draft_score
 from rl3d.scenes import Gaussians, Mesh
 
@@ -102,18 +102,6 @@ def test_colours_sum_to_one_and_ignore_the_prompts_own(tiny_judge: Callable, ran
     red = colour_probabilities(judge, images, "a red barrel")
     assert sum(red.values()) == pytest.approx(1, abs=1e-5) and len(red) == 13
     assert red == colour_probabilities(judge, images, "a blue barrel")
-
-
-def test_janus_counts_only_nouns_with_a_front(tiny_judge: Callable, random_views: Callable) -> None:
-    judge = tiny_judge("gold")
-    images = [random_views(2, seed=i) for i in range(3)]
-    found = janus_rate(judge, images, ["a car", "red barrel", "blue car"])
-    assert (found["counted"], found["skipped"]) == (2, 1)
-    sides = [judge.encode(i).view_logits.softmax(-1).mean(0) for i in (images[0], images[2])]  # type: ignore[union-attr]
-    assert found["rate"] == sum(int(s[2].argmax()) == 0 for s in sides) / 2
-    assert janus_rate(judge, images[:1], ["barrel"])["rate"] is None
-    with pytest.raises(InputError, match="gold judge"):
-        janus_rate(replace(tiny_judge("reward"), sided=("car",)), images[:1], ["car"])
 
 
 # ---- the shipped judges ----------------------------------------------------------------------------------------------

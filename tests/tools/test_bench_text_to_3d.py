@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from rl3d.errors import ConfigError, InputError
-from rl3d.rewards.judges import Judge, JudgeConfig, build_model
+from rl3d.rewards.judges import Judge, JudgeConfig, build_model, load_judge
 from rl3d.scenes import Mesh
 
 TOOLS = Path(__file__).parents[2] / "tools"
@@ -132,6 +132,27 @@ def test_best_of_seeds_is_picked_by_the_reward_judge_and_paid_for(tables: Module
     assert [r["failed"] for r in tables.best_of_seeds(failed, ["draft"], 3)] == ["empty"]  # counts as a failure
 
 
+def test_the_page_says_what_the_janus_rate_rests_on(tables: ModuleType) -> None:
+    full = {"known": 40, "unseen": 20}
+    assert "the column is empty" in tables._janus({"full": full, "janus_on_renders": None})
+    found = {
+        "nouns": ["bed", "chair"],
+        "prompts": {"known": 2, "unseen": 1},
+        "train_left_out": {"assets": 18, "real": [0.1, 0.0, 0.2], "again": [0.9, 0.8, 1.0]},
+        "val": {"assets": 2, "real": [0.0, 0.0, 0.0], "again": [0.75, 0.5, 1.0]},
+    }
+    text = " ".join(tables._janus({"full": full, "janus_on_renders": found}).split())
+    assert "(bed, chair): 2 of 40 known and 1 of 20 unseen prompts" in text
+    assert "calls 0.10 [0.00, 0.20], and" in text and "finds 0.90 [0.80, 1.00]" in text
+    assert "Val has 2 assets of these nouns: 0.00 called, 0.75 of the copies found" in text
+
+
+def test_shipped_thresholds_cover_prompts_of_both_lists(bench: ModuleType) -> None:
+    found = bench.janus_on_renders(load_judge("gold"))
+    assert found["prompts"]["known"] >= 1 and found["prompts"]["unseen"] >= 1
+    assert all(0 <= found[part][kind][0] <= 1 for part in ("val", "train_left_out") for kind in ("real", "again"))
+
+
 # ---- the loop --------------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +161,7 @@ def gold_of(bench: ModuleType) -> Judge:
     torch.manual_seed(0)
     judge_config = JudgeConfig("gold", len(words) + 2, 16, (8, 8), 16, embedding=8, heads=2)
     model = build_model(judge_config).eval().requires_grad_(False)
-    return Judge("gold", model, {w: i + 2 for i, w in enumerate(words)}, (), ("car", "chest"))
+    return Judge("gold", model, {w: i + 2 for i, w in enumerate(words)}, (), {"car": 0.1, "chest": 0.1})
 
 
 def box() -> Mesh:
