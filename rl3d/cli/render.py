@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rl3d.cli import checks
 from rl3d.errors import InputError
+from rl3d.progress import Progress
 
 SHADINGS = ("unlit", "half_lambert", "lambert")
 
@@ -35,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
     from rl3d.scenes import load_scene
 
     scene = surface(load_scene(path), args.file)
-    turntable(scene, out, frames=args.frames, size=args.size, shading=args.shading)
+    with Progress().notes_of("rl3d.kernels"):
+        turntable(scene, out, frames=args.frames, size=args.size, shading=args.shading)
     facts = scene_facts(scene)
     if args.json:
         print(json.dumps({"file": str(path), "turntable": str(out), **facts}, indent=2))
