@@ -22,7 +22,6 @@ from rl3d.colour import linear_to_srgb
 from rl3d.data.asset_set import AssetSet
 from rl3d.data.colours import WORDS, colour_index, decode_srgb
 from rl3d.files import atomic_path, write_json
-from rl3d.kernels import prange_only
 from rl3d.render.mesh_cpu import rasterize_views
 
 CHANNELS = 5  # sqrt(linear rgb), main, alpha; 8 bits each
@@ -47,7 +46,7 @@ class ViewSpec:
     seed: int = 0
 
 
-@numba.njit(cache=True, parallel=prange_only())
+@numba.njit(cache=True, parallel=True)
 def _resolve(face_id, normals, albedo, is_main, centres, vertices, faces, light, ambient, diffuse, half, k):  # type: ignore[no-untyped-def]
     """Average k x k samples of a rasterization into [V, 5, H, W] float32 (linear, premultiplied)."""
     n_views, height, width = face_id.shape[0], face_id.shape[1] // k, face_id.shape[2] // k
