@@ -428,7 +428,7 @@ def gather(  # type: ignore[no-untyped-def]
     g_colours = np.zeros((1 if shared_colours else views, n, channels), np.float32)
     for i in numba.prange(n):
         _carry_one(
-            i,
+            np.int64(i),  # the index of a prange is unsigned inside it: everything would be compiled for both
             means,
             scales,
             quaternions,
