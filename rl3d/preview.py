@@ -19,6 +19,8 @@ from rl3d.cameras import Cameras
 from rl3d.errors import InputError
 from rl3d.files import atomic_path
 from rl3d.render import render
+from rl3d.render.occupancy import OccupancyGrid, update_occupancy
+from rl3d.scenes.field import Field, check_field
 from rl3d.scenes.gaussians import Gaussians
 from rl3d.scenes.mesh import Mesh
 
@@ -40,18 +42,22 @@ class Framing:
         return Cameras.orbit(azimuth, elevation, distance, fov_y, size, self.centre)
 
 
-def framing(scene: Mesh | Gaussians) -> Framing:
+def framing(scene: Mesh | Gaussians | Field) -> Framing:
     """Bounding sphere around the box's centre. Splats below 0.1 opacity and the outermost 0.5% a side do not count.
+
+    Of a field, the cells count that hide a tenth of what is behind them.
 
     Raises:
         InputError: nothing to see.
     """
-    if isinstance(scene, Gaussians):
+    if isinstance(scene, Field):
+        points = _dense_cells(scene)
+    elif isinstance(scene, Gaussians):
         points = scene.means.detach()[scene.opacity_logits.detach().sigmoid() > 0.1]
     else:
         points = scene.vertices.detach()[scene.faces.unique()] if len(scene.faces) else scene.vertices[:0]
     if len(points) == 0:
-        raise InputError("there is nothing to show: no faces, or no splat above 0.1 opacity")
+        raise InputError("there is nothing to show: no faces, no splat above 0.1 opacity, or an empty field")
     points = points.double().cpu()
     low, high = points.min(0).values, points.max(0).values
     if isinstance(scene, Gaussians) and len(points) >= 200:
@@ -63,6 +69,17 @@ def framing(scene: Mesh | Gaussians) -> Framing:
     radius = max(float((kept - centre).norm(dim=1).max()) if len(kept) else 0.0, 1e-6)
     x, y, z = centre.tolist()
     return Framing((x, y, z), radius, float(low[1]))
+
+
+@torch.no_grad()
+def _dense_cells(field: Field) -> Tensor:
+    """[2 K, 3] the lowest and highest corners of the cells whose density hides a tenth of what is behind them."""
+    check_field(field)
+    density = update_occupancy(OccupancyGrid.full(field), field).density
+    sizes = torch.tensor(density.shape, device=field.device).flip(0)
+    cell = (field.box[1] - field.box[0]) / sizes
+    where = (density * cell.mean() > 0.1).nonzero().flip(1)  # x, y, z
+    return torch.cat([field.box[0] + where * cell, field.box[0] + (where + 1) * cell])
 
 
 def to_uint8(image: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -78,7 +95,7 @@ def backdrop(height: int, width: int, device: torch.device | str = "cpu") -> Ten
 
 @torch.no_grad()
 def views(
-    scene: Mesh | Gaussians,
+    scene: Mesh | Gaussians | Field,
     azimuth: Tensor,
     elevation: Tensor | float = 0.3,
     *,
@@ -92,7 +109,8 @@ def views(
 
     Args:
         azimuth: [V], radians. elevation: [V] or one number, radians.
-        shading: of meshes; None: half_lambert. Splats are always unlit.
+        shading: of meshes; None: half_lambert. Splats and fields are always unlit.
+        supersample: of meshes and splats; a field is smooth, it gets one ray a pixel.
         shadow: darkness of the contact shadow in [0, 1]; 0 for none.
         where: the framing; None: of this scene.
 
@@ -101,18 +119,19 @@ def views(
     """
     where = where or framing(scene)
     cameras = where.orbit(azimuth, elevation, size).to(scene.device, torch.float32)
-    light = "unlit" if isinstance(scene, Gaussians) else shading or "half_lambert"
+    light = shading or "half_lambert" if isinstance(scene, Mesh) else "unlit"
+    fine = 1 if isinstance(scene, Field) else supersample
     ground = backdrop(size, size, scene.device)[None].expand(len(cameras), 3, size, size)
     if shadow > 0:
         ground = ground * (1 - shadow * _contact_shadow(scene, where, cameras))
     out = []
     for v in range(0, len(cameras), 4):  # a few at a time keeps supersampled buffers small
-        frames = render(scene, cameras[slice(v, v + 4)], shading=light, supersample=supersample)
+        frames = render(scene, cameras[slice(v, v + 4)], shading=light, supersample=fine)
         out.append(frames.rgb + (1 - frames.alpha) * ground[v : v + 4])
     return torch.cat(out).clamp(0, 1)
 
 
-def _contact_shadow(scene: Mesh | Gaussians, where: Framing, cameras: Cameras, size: int = 96) -> Tensor:
+def _contact_shadow(scene: Mesh | Gaussians | Field, where: Framing, cameras: Cameras, size: int = 96) -> Tensor:
     """[V, 1, H, W] in [0, 1]: how much of the sky the scene hides from the floor under each pixel, roughly.
 
     A picture of the scene from straight below gives the height of its underside; low parts darken more, blurred.
@@ -142,7 +161,7 @@ def _contact_shadow(scene: Mesh | Gaussians, where: Framing, cameras: Cameras, s
 
 
 def turntable(
-    scene: Mesh | Gaussians,
+    scene: Mesh | Gaussians | Field,
     out: str | Path,
     *,
     frames: int = 36,

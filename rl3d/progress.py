@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -73,9 +74,28 @@ class Progress:
         return self._stream or sys.stderr
 
     def note(self, text: str) -> None:
-        """A line between the stages, such as a warning."""
-        if not self._silent:
+        """A line beside the stages, such as a warning; above the bar where there is one."""
+        if self._silent:
+            return
+        if self.stream.isatty():
+            from tqdm import tqdm
+
+            tqdm.write(text, file=self.stream)
+        else:
             print(text, file=self.stream, flush=True)
+
+    @contextmanager
+    def notes_of(self, logger: str) -> Iterator[None]:
+        """Show what a logger tells at level INFO or above as notes."""
+        handler, source = _Notes(self), logging.getLogger(logger)
+        level = source.level
+        source.addHandler(handler)
+        source.setLevel(logging.INFO)
+        try:
+            yield
+        finally:
+            source.setLevel(level)
+            source.removeHandler(handler)
 
     @contextmanager
     def stage(self, name: str, total: int, done: int = 0) -> Iterator[Stage]:
@@ -103,6 +123,15 @@ class Progress:
         yield stage
         numbers = "  ".join(_numbers(stage.numbers))
         print(f"{name} done in {_clock(stage.seconds)}  {numbers}".rstrip(), file=self.stream, flush=True)
+
+
+class _Notes(logging.Handler):
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._progress.note(record.getMessage())
 
 
 @contextmanager

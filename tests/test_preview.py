@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from rl3d.errors import InputError
 from rl3d.preview import backdrop, framing, picture, to_uint8, turntable, view_sheet, views
-from rl3d.scenes import Gaussians, Mesh
+from rl3d.scenes import Dense, Field, Gaussians, Mesh, load_scene
 
 
 @pytest.fixture(scope="module")
@@ -111,3 +112,33 @@ def test_view_sheet_places_pictures_and_labels(tmp_path: Path) -> None:
 def test_picture(box: Mesh, tmp_path: Path) -> None:
     with Image.open(picture(box, tmp_path / "p.jpg", size=40)) as image:
         assert image.size == (40, 40)
+
+
+@pytest.mark.parametrize("kind", ["sdf", "density"])
+def test_a_field_from_its_file_turns_in_the_middle_of_the_picture(kind: str, tmp_path: Path) -> None:
+    """A ball of 0.2 m off the middle of its box: it fills the picture, whatever the box."""
+    shift = torch.tensor([3.0, 1.0, -2.0])
+    if kind == "sdf":
+        field = Field.sphere(Dense.zeros(4, 3), bias_radius=0.2, beta=0.005)
+    else:
+        field = Field.blob(Dense.zeros(4, 3), bias_height=40.0, bias_radius=0.1)
+    field = replace(field, box=field.box + shift)
+    field.save(tmp_path / "ball.safetensors")
+    scene = load_scene(tmp_path / "ball.safetensors")
+    assert isinstance(scene, Field) and scene.kind == kind
+    where = framing(scene)
+    cell = 1.24 / 64
+    assert where.centre == pytest.approx(shift.tolist(), abs=cell)
+    low = 0.2 if kind == "sdf" else 0.1
+    assert low < where.radius < 0.3
+    shown = views(scene, torch.arange(2) * 1.57, size=32, shadow=0.0)
+    difference = (shown - backdrop(32, 32)).abs().amax(1) > 0.05
+    assert bool(difference[:, 16, 16].all()) and 0.4 < float(difference.float().mean()) < 0.85
+    turntable(scene, tmp_path / "turn.webp", frames=2, size=16)
+    with Image.open(tmp_path / "turn.webp") as image:
+        assert image.size == (16, 16)
+
+
+def test_an_empty_field_has_nothing_to_show() -> None:
+    with pytest.raises(InputError, match="nothing to show"):
+        framing(Field.blob(Dense.zeros(4, 3), bias_height=0.0))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import sys
 
 import pytest
@@ -65,3 +66,17 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch) -> None:
         stage.step(loss=1.0)
         stage.step(loss=0.5)
     assert "lift" in stream.getvalue() and "2/2" in stream.getvalue()
+
+
+def test_a_loggers_lines_become_notes_while_asked_for() -> None:
+    stream = io.StringIO()
+    logger = logging.getLogger("rl3d.some")
+    with Progress(stream).notes_of("rl3d.some"):
+        logger.info("compiling %d kernels", 3)
+        logger.debug("not this")
+    logger.info("nor this")
+    assert stream.getvalue() == "compiling 3 kernels\n"
+    with Progress(stream, silent=True).notes_of("rl3d.some"):
+        logger.warning("nor that")
+    assert stream.getvalue() == "compiling 3 kernels\n"
+    assert (logger.level, logger.handlers) == (logging.NOTSET, [])

@@ -30,7 +30,15 @@ import numpy as np
 from rl3d.environment import environment
 from rl3d.files import atomic_write_text, write_json
 
-SPHERE = {1_000: (24, 21), 5_000: (52, 49), 20_000: (102, 98), 50_000: (160, 156), 200_000: (318, 314)}
+SPHERE = {
+    1_000: (24, 21),
+    5_000: (52, 49),
+    20_000: (102, 98),
+    50_000: (160, 156),
+    200_000: (318, 314),
+    1_000_000: (710, 706),
+}
+MILLION = 1_000_000  # primitives at 512 pixels, for the kernels alone: the twin and the peers take too long or too much
 BASELINE = "rl3d cpu"
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "benchmarks" / "render.md"
 
@@ -329,6 +337,7 @@ def grid(quick: bool) -> list[Cell]:
         shapes = [(n, 128, 1) for n in counts] + [(middle, s, 1) for s in sizes] + [(middle, 128, v) for v in views]
         for shape in dict.fromkeys(shapes):
             cells += [Cell(kind, peer, *shape) for peer, entry in PEERS.items() if entry[0] in (kind, "both")]
+        cells += [Cell(kind, BASELINE, MILLION, 512, 1)]
     return cells
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from rl3d.errors import InputError
 
 LONGEST_PROMPT = 500
-SCENE_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".splat")
+SCENE_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".splat", ".safetensors")
 
 
 def prompt(text: str) -> str:
@@ -38,7 +38,7 @@ def seed(value: int) -> int:
 
 
 def scene_file(name: str) -> Path:
-    """A file that may hold a mesh or splats; its content is judged by the reader."""
+    """A file that may hold a mesh, splats or a field; its content is judged by the reader."""
     path = Path(name)
     if path.is_dir():
         raise InputError(f"{name} is a folder; give a file ({', '.join(SCENE_SUFFIXES)})")

@@ -5,18 +5,35 @@ from __future__ import annotations
 from typing import Any
 
 from rl3d.errors import InputError
-from rl3d.scenes import Gaussians, Mesh, PointCloud, mesh_facts
+from rl3d.scenes import Field, Gaussians, Mesh, PointCloud, mesh_facts
 
 
-def surface(scene: Mesh | Gaussians | PointCloud, name: str) -> Mesh | Gaussians:
+def visible(scene: Mesh | Gaussians | PointCloud | Field, name: str) -> Mesh | Gaussians | Field:
     """The scene, unless it is bare points, which show nothing."""
     if isinstance(scene, PointCloud):
         raise InputError(f"{name} holds {len(scene)} points without faces; rl3d shows meshes and splats, mesh it first")
     return scene
 
 
-def scene_facts(scene: Mesh | Gaussians) -> dict[str, Any]:
-    """JSON-able facts: the mesh's topology and size, or the number and extent of the splats."""
+def surface(scene: Mesh | Gaussians | PointCloud | Field, name: str) -> Mesh | Gaussians:
+    """The scene, unless it is bare points or a field, which the judges do not look at."""
+    scene = visible(scene, name)
+    if isinstance(scene, Field):
+        raise InputError(f"{name} holds a field; the judges see meshes and splats, rl3d.scenes.extract_mesh makes one")
+    return scene
+
+
+def scene_facts(scene: Mesh | Gaussians | Field) -> dict[str, Any]:
+    """JSON-able facts: the mesh's topology and size, the number and extent of the splats, or a field's parts."""
+    if isinstance(scene, Field):
+        return {
+            "kind": "field",
+            "values": scene.kind,
+            "encoding": type(scene.encoding).__name__,
+            "parameters": sum(t.numel() for t in scene.parameters().values()),
+            "harmonics": scene.sh_count,
+            "extents": (scene.box[1] - scene.box[0]).tolist(),
+        }
     if isinstance(scene, Gaussians):
         low, high = scene.means.amin(0), scene.means.amax(0)
         return {"kind": "gaussians", "gaussians": len(scene), "extents": (high - low).tolist()}

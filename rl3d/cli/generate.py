@@ -58,16 +58,18 @@ def run(args: argparse.Namespace) -> int:
 
     from rl3d.text_to_3d.generate import generate
 
+    progress = Progress(silent=args.quiet)
     try:
-        result = generate(
-            prompt,
-            options,
-            out,
-            prior=args.prior or getattr(options, "prior", None),
-            device=device,
-            resume=args.resume,
-            progress=Progress(silent=args.quiet),
-        )
+        with progress.notes_of("rl3d.kernels"):
+            result = generate(
+                prompt,
+                options,
+                out,
+                prior=args.prior or getattr(options, "prior", None),
+                device=device,
+                resume=args.resume,
+                progress=progress,
+            )
     except RL3DError:
         _discard_barren(out)
         raise

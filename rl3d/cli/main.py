@@ -24,7 +24,7 @@ from rl3d.errors import InputError, RL3DError, nearest
 
 COMMANDS = {
     "generate": "turn a sentence into a checked 3D asset",
-    "render": "render a turntable of a mesh or splat file",
+    "render": "render a turntable of a mesh, splat or field file",
     "score": "judge how well 3D files match a sentence",
     "doctor": "report what this installation can do and what is broken",
 }

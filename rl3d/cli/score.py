@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from rl3d.cli import checks
+from rl3d.progress import Progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,9 @@ def run(args: argparse.Namespace) -> int:
     rows: list[dict[str, Any]] = []
     for path in paths:
         scene = surface(load_scene(path), str(path))
-        rows.append({"file": str(path), "scores": score_asset(prompt, scene), "facts": scene_facts(scene)})
+        with Progress().notes_of("rl3d.kernels"):
+            scores = score_asset(prompt, scene)
+        rows.append({"file": str(path), "scores": scores, "facts": scene_facts(scene)})
         if not args.json:
             print(_text(rows[-1]), flush=True)
     if args.json:

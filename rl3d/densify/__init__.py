@@ -2,7 +2,8 @@
 
 - `AdaptiveControl`: adaptive density control of 3D Gaussian Splatting (Kerbl et al. 2023, arXiv 2308.04079, section
   5.2): clone small and split large Gaussians whose position gradient stays large, prune faint and huge ones, reset
-  opacities now and then. A budget and the opacity correction of clones (Bulo et al. 2024, arXiv 2404.06109) are knobs.
+  opacities now and then. Pruning by size in the pictures, a budget and the opacity correction of clones (Bulo et al.
+  2024, arXiv 2404.06109) are knobs.
 - `MarkovChain`: 3DGS-MCMC (Kheradmand et al. 2024, arXiv 2404.09591): a fixed budget, faded Gaussians are moved onto
   visible ones so that the picture stays, growth by copies, noise on the positions (`with_noise`).
 

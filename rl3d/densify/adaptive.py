@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rl3d.densify.rows import OPAQUE, Moments, check_schedule, normal, rotations, take
+from rl3d.densify.rows import OPAQUE, Moments, check_schedule, normal, take
 from rl3d.errors import InputError
-from rl3d.scenes.gaussians import Gaussians
+from rl3d.scenes.gaussians import Gaussians, rotations
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class AdaptiveControl:
         split_size: a Gaussian whose largest standard deviation is above is split, a smaller one is cloned.
         split_shrink: the children's standard deviations are divided by it.
         prune_opacity, prune_size: fainter and larger Gaussians go; size counts after the first opacity reset.
+        prune_screen: the same for the size in the pictures, 3 standard deviations as a share of a picture's longer
+            side, where `accumulate` has cameras; 0.15 is usual, infinity (the default) prunes none.
         reset_every: steps between opacity resets (0: never). reset_opacity: the most that is left by one.
         correct_opacity: a clone and its original get 1 - sqrt(1 - opacity), so that together they hide what one did.
         budget: Gaussians at most; those with the largest gradients come first.
@@ -38,6 +40,7 @@ class AdaptiveControl:
     split_shrink: float = 1.6
     prune_opacity: float = 0.005
     prune_size: float = 0.1
+    prune_screen: float = math.inf
     reset_every: int = 3000
     reset_opacity: float = 0.01
     correct_opacity: bool = False
@@ -58,9 +61,19 @@ class AdaptiveControl:
 
 
 def densify(
-    policy: AdaptiveControl, mean: Tensor, step: int, gaussians: Gaussians, moments: Moments, generator: torch.Generator
+    policy: AdaptiveControl,
+    mean: Tensor,
+    screen: Tensor,
+    step: int,
+    gaussians: Gaussians,
+    moments: Moments,
+    generator: torch.Generator,
 ) -> tuple[Gaussians, Moments, dict[str, int]]:
-    """Clone and split, then prune: the order of Kerbl et al. `mean` [N] is the mean norm of the gradients."""
+    """Clone and split, then prune: the order of Kerbl et al.
+
+    Args:
+        mean: [N] the mean norm of the gradients. screen: [N] the largest size in a picture, see `DensifyState`.
+    """
     hot = (mean > policy.gradient).nonzero()[:, 0]
     room = max(policy.budget - len(gaussians), 0)  # a clone and a split add one each
     if len(hot) > room:
@@ -77,17 +90,19 @@ def densify(
         logits[clone] = torch.logit(1 - (1 - logits[clone].sigmoid().clamp_max(OPAQUE)).sqrt())
         gaussians = replace(gaussians, opacity_logits=logits)
     out, rows = take(gaussians, moments, source, fresh)
+    screen = screen[source]
     if len(split):
         children = torch.arange(len(source) - 2 * len(split), len(source), device=source.device)
         means, log_scales = out.means.clone(), out.log_scales.clone()
         offset = normal((len(children), 3), generator, means) * out.scales[children]
         means[children] += torch.einsum("nij,nj->ni", rotations(out.quaternions[children]), offset)
         log_scales[children] -= math.log(policy.split_shrink)
+        screen[children] /= policy.split_shrink
         out = replace(out, means=means, log_scales=log_scales)
 
     gone = out.opacities < policy.prune_opacity
     if policy.reset_every and step > policy.reset_every:
-        gone |= out.scales.amax(1) > policy.prune_size * policy.extent
+        gone |= (out.scales.amax(1) > policy.prune_size * policy.extent) | (screen > policy.prune_screen)
     pruned = int(gone.sum())
     if pruned == len(out):
         raise InputError(

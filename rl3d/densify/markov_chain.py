@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rl3d.densify.rows import OPAQUE, Moments, check_schedule, draw, normal, rotations, take
+from rl3d.densify.rows import OPAQUE, Moments, check_schedule, draw, normal, take
 from rl3d.errors import InputError
-from rl3d.scenes.gaussians import Gaussians
+from rl3d.scenes.gaussians import Gaussians, rotations
 
 
 @dataclass(frozen=True)

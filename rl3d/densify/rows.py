@@ -66,16 +66,6 @@ def normal(shape: tuple[int, ...], generator: torch.Generator, like: Tensor) -> 
     return torch.randn(shape, generator=generator).to(like)
 
 
-def rotations(quaternions: Tensor) -> Tensor:
-    """[N, 4] (w, x, y, z) of any length -> [N, 3, 3]; the rows' cross terms of the usual formula."""
-    w, v = torch.nn.functional.normalize(quaternions, dim=1).split([1, 3], 1)
-    x, y, z = v.unbind(1)
-    zero = torch.zeros_like(x)
-    cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], 1).reshape(-1, 3, 3)
-    eye = torch.eye(3, dtype=v.dtype, device=v.device)
-    return eye + 2 * w[:, :, None] * cross + 2 * cross @ cross  # Rodrigues' formula, q = (cos, sin axis)
-
-
 def check_schedule(start: int, every: int, budget: int) -> None:
     if start < 0 or every < 1 or budget < 1:
         raise InputError(f"a policy needs start >= 0, every >= 1 and budget >= 1, got {start}, {every} and {budget}")

@@ -18,16 +18,24 @@ from rl3d.scenes.gaussians import Gaussians
 
 @dataclass(frozen=True)
 class DensifyState:
-    """What a policy remembers: the step, and [N] sums of gradient norms and in how many views each was moved."""
+    """What a policy remembers.
+
+    Attributes:
+        step: of the optimisation.
+        gradients, views: [N] sums of gradient norms, and in how many views each Gaussian was moved.
+        screen: [N] the largest size since the last turn in a view that moved it: 3 standard deviations over the longer
+            side of the picture; 0 without cameras.
+    """
 
     step: int
     gradients: Tensor
     views: Tensor
+    screen: Tensor
 
     @classmethod
     def start(cls, gaussians: Gaussians, step: int = 0) -> DensifyState:
         zero = torch.zeros_like(gaussians.opacity_logits.detach())
-        return cls(step, zero, zero)
+        return cls(step, zero, zero, zero)
 
 
 def accumulate(
@@ -54,15 +62,28 @@ def accumulate(
             f"{list(gradient.shape)} do not fit; give [N, 3] or [V, N, 3] and the state that `step` returned"
         )
     moved = (per_view != 0).any(-1)  # [V, N]
+    screen = state.screen
     if cameras is not None:
         if len(cameras) != len(per_view):
             raise InputError(f"accumulate: {len(cameras)} cameras for {len(per_view)} gradients; give one a view")
+        screen = torch.maximum(screen, torch.where(moved, _size(gaussians.detach(), cameras), 0).amax(0))
         per_view = _on_screen(gaussians.means.detach(), per_view, cameras)
     return replace(
         state,
         gradients=state.gradients + per_view.norm(dim=-1).sum(0),
         views=state.views + moved.sum(0).to(state.views),
+        screen=screen,
     )
+
+
+def _size(gaussians: Gaussians, cameras: Cameras) -> Tensor:
+    """[V, N] 3 of the largest standard deviation, seen at the centre's depth, over the picture's longer side."""
+    means = gaussians.means
+    view = cameras.view.to(means)
+    z = torch.einsum("vj,nj->vn", view[:, 2, :3], means) + view[:, None, 2, 3]
+    focal = cameras.intrinsics[:, [0, 1], [0, 1]].amax(1).to(means)[:, None]
+    sizes = 3 * gaussians.scales.amax(1) * focal / z / max(cameras.width, cameras.height)
+    return torch.where(z > 0, sizes, 0)
 
 
 def _on_screen(means: Tensor, gradient: Tensor, cameras: Cameras) -> Tensor:
@@ -112,7 +133,7 @@ def step(
     rows = dict(moments)
     if due and isinstance(policy, AdaptiveControl):
         mean = state.gradients / state.views.clamp_min(1)
-        gaussians, rows, changes = densify(policy, mean, now.step, gaussians, rows, generator)
+        gaussians, rows, changes = densify(policy, mean, state.screen, now.step, gaussians, rows, generator)
     elif due and isinstance(policy, MarkovChain):
         gaussians, rows, changes = relocate_and_grow(policy, gaussians, rows, generator)
     if due:

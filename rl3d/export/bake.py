@@ -20,6 +20,7 @@ from rl3d.cameras import Cameras
 from rl3d.colour import linear_to_srgb, srgb_to_linear
 from rl3d.errors import InputError
 from rl3d.export.unwrap import Unwrapping
+from rl3d.kernels import prange_only
 from rl3d.render.mesh_cpu import rasterize_views
 from rl3d.render.shading import half_lambert
 from rl3d.scenes.mesh import Mesh
@@ -64,7 +65,7 @@ def _texel_map(uvs, face_uvs, height, width):  # type: ignore[no-untyped-def]
     return face, bary
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@numba.njit(cache=True, parallel=prange_only(), nogil=True)
 def _gather(points, normals, view, fx, fy, cx, cy, eye, colour, alpha, nearest, tolerance, sharpness):  # type: ignore[no-untyped-def]
     """Weighted sum of what the views see at each point: colour [P, 3] (linear, weighted) and weight [P]."""
     n_views, height, width = alpha.shape

@@ -10,6 +10,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from rl3d.kernels import prange_only
 from rl3d.render.antialias_torch import MAX_STEPS, SLACK
 from rl3d.render.mesh_torch import NEAR
 
@@ -74,15 +75,18 @@ def adjacent_edges(bits, faces):  # type: ignore[no-untyped-def]
                 free[low] += 1
     for i in range(n_vertices):
         first, last = start[i], start[i + 1]
-        if last - first > 48:
-            keys[first:last] = np.sort(keys[first:last])
-        else:
-            for j in range(first + 1, last):
+        # Shell's sort: np.sort would take as long to compile as all the rest of this kernel.
+        gap = 1
+        while 3 * gap < last - first:
+            gap = 3 * gap + 1
+        while gap > 0:
+            for j in range(first + gap, last):
                 key, q = keys[j], j
-                while q > first and keys[q - 1] > key:
-                    keys[q] = keys[q - 1]
-                    q -= 1
+                while q >= first + gap and keys[q - gap] > key:
+                    keys[q] = keys[q - gap]
+                    q -= gap
                 keys[q] = key
+            gap //= 3
         j = first
         while j < last:
             q = j + 1
@@ -220,7 +224,7 @@ def _search_row(face_id, depth, vertices, faces, adjacent, view, intrinsics, v, 
                 out[axis, column] = 2 * slot + swapped
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@numba.njit(cache=True, parallel=prange_only(), nogil=True)
 def search(face_id, depth, vertices, faces, adjacent, view, intrinsics, threads):  # type: ignore[no-untyped-def]
     """Silhouette edges between pixels and their right and lower adjacent.
 

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rl3d.kernels import prange_only
 from rl3d.render.compositing import TRANSMITTANCE_MIN
 
 _T_MIN = np.float64(TRANSMITTANCE_MIN)
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@numba.njit(cache=True, parallel=prange_only(), nogil=True)
 def _forward(thickness, features, offsets):  # type: ignore[no-untyped-def]
     """[R, D] and [R] float32."""
     rays, width = offsets.shape[0] - 1, features.shape[1]
@@ -39,7 +40,7 @@ def _forward(thickness, features, offsets):  # type: ignore[no-untyped-def]
     return blended, coverage
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@numba.njit(cache=True, parallel=prange_only(), nogil=True)
 def _backward(thickness, features, offsets, blended, coverage, grad_blended, grad_coverage):  # type: ignore[no-untyped-def]
     """[S] and [S, D] float32: with q_i the cotangent of w_i, dL/dtau_i = T_(i+1) q_i - sum over j > i of w_j q_j."""
     rays, width = offsets.shape[0] - 1, features.shape[1]
@@ -95,7 +96,7 @@ def _is_occupied(o, d, t, low, high, occupied):  # type: ignore[no-untyped-def]
     return occupied[min(max(z, 0), depth - 1), min(max(y, 0), height - 1), min(max(x, 0), width - 1)]
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@numba.njit(cache=True, parallel=prange_only(), nogil=True)
 def march_cpu(origins, directions, near, length, bins, shift, low, high, occupied):  # type: ignore[no-untyped-def]
     """`fields.march_torch` compiled: distances [S] float32 of the samples in occupied cells, and offsets [R + 1]."""
     rays = origins.shape[0]

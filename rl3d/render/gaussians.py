@@ -19,9 +19,9 @@ from rl3d.cameras import Cameras
 from rl3d.errors import InputError
 from rl3d.render import gaussians_cpu, gaussians_cpu_projection
 from rl3d.render.frames import Frames
-from rl3d.render.gaussians_torch import Projection, project, rotations, splat_torch
+from rl3d.render.gaussians_torch import Projection, project, splat_torch
 from rl3d.scenes import spherical_harmonics
-from rl3d.scenes.gaussians import Gaussians
+from rl3d.scenes.gaussians import Gaussians, rotations
 
 __all__ = ["Projection", "project", "render_gaussians", "splat"]
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from rl3d.kernels import prange_only
 from rl3d.render import gaussians_torch as reference
 from rl3d.render.gaussians_cpu_projection import TILE
 
@@ -163,7 +164,7 @@ def _backward_tile(ws, x0, y0, closed, projected, colours, group, entries, entry
             break
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@numba.njit(cache=True, parallel=prange_only(), nogil=True)
 def forward(projected, colours, entry_gaussian, tile_offset, tile_entry, height, width, threads):  # type: ignore[no-untyped-def]
     """Composite every tile of every view.
 
@@ -204,7 +205,7 @@ def forward(projected, colours, entry_gaussian, tile_offset, tile_entry, height,
     return rgb, alpha, depth
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@numba.njit(cache=True, parallel=prange_only(), nogil=True)
 def backward(  # type: ignore[no-untyped-def]
     projected,
     colours,

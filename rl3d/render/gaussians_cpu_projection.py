@@ -12,6 +12,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from rl3d.kernels import prange_only
 from rl3d.render import gaussians_torch as reference
 
 TILE = 8  # pixels along an edge
@@ -246,7 +247,7 @@ def _sort_entries(projected, offset, entry_tile, tile_offset, tile_entry):  # ty
             position[entry_tile[e]] += 1
 
 
-@numba.njit(cache=True, parallel=True, nogil=True, error_model="numpy")
+@numba.njit(cache=True, parallel=prange_only(), nogil=True, error_model="numpy")
 def plan(means, scales, quaternions, opacities, view, intrinsics, height, width):  # type: ignore[no-untyped-def]
     """Project and bin all Gaussians in all views.
 
@@ -399,7 +400,7 @@ def _carry_one(  # type: ignore[no-untyped-def]
     g_opacities[i] = opacity
 
 
-@numba.njit(cache=True, parallel=True, nogil=True, error_model="numpy")
+@numba.njit(cache=True, parallel=prange_only(), nogil=True, error_model="numpy")
 def gather(  # type: ignore[no-untyped-def]
     means,
     scales,
@@ -427,7 +428,7 @@ def gather(  # type: ignore[no-untyped-def]
     g_colours = np.zeros((1 if shared_colours else views, n, channels), np.float32)
     for i in numba.prange(n):
         _carry_one(
-            i,
+            np.int64(i),  # the index of a prange is unsigned inside it: everything would be compiled for both
             means,
             scales,
             quaternions,

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rl3d.scenes.gaussians import rotations
+
 NEAR = 0.01  # a Gaussian whose centre is nearer than this camera-space z is not drawn, metres
 LOW_PASS = 0.3  # added to the diagonal of the 2D covariance, square pixels
 FRUSTUM_MARGIN = 0.3  # the Jacobian is evaluated at most this share of tan(fov / 2) outside the image
@@ -36,17 +38,6 @@ class Projection:
     conics: Tensor
     depths: Tensor
     visible: Tensor
-
-
-def rotations(quaternions: Tensor) -> Tensor:
-    """[N, 4] (w, x, y, z) of any length > 0 -> rotation matrices [N, 3, 3]; differentiable."""
-    w, x, y, z = (quaternions / quaternions.norm(dim=-1, keepdim=True)).unbind(-1)
-    rows = [
-        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-    ]
-    return torch.stack([torch.stack(row, -1) for row in rows], -2)
 
 
 def project(

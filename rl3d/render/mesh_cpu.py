@@ -14,6 +14,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from rl3d.kernels import prange_only
 from rl3d.render.mesh_torch import NEAR
 
 BLOCK = 4096  # vertices or faces that one thread prepares at a time
@@ -200,7 +201,7 @@ def _resolve_band(vertices, faces, view, k, first, face_id, bary, depth):  # typ
             depth[row, column] = w0 * z0 + w1 * z1 + w2 * z2
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@numba.njit(cache=True, parallel=prange_only(), nogil=True)
 def _rasterize(vertices, faces, view, intrinsics, vertex_range, face_range, height, width, cull, threads):  # type: ignore[no-untyped-def]
     n_views = view.shape[0]
     face_id = np.full((n_views, height, width), -1, dtype=np.int32)

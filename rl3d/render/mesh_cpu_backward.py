@@ -9,6 +9,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
+from rl3d.kernels import prange_only
 from rl3d.render.mesh_cpu import camera_point
 
 
@@ -79,7 +80,7 @@ def _add_parts(parts, first, last, out):  # type: ignore[no-untyped-def]
             out[i, d] = total
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@numba.njit(cache=True, parallel=prange_only(), nogil=True)
 def rasterize_backward(face_id, grad_bary, grad_depth, vertices, faces, view, intrinsics):  # type: ignore[no-untyped-def]
     """Gradient [N, 3] float32 to vertices of cotangents of barycentrics [V, H, W, 3] and depth [V, H, W]."""
     n_views, height, width = face_id.shape
@@ -121,7 +122,7 @@ def _interpolate(face_id, bary, values, indices, first, last, out):  # type: ign
             out[p, d] = w0 * values[a, d] + w1 * values[b, d] + w2 * values[c, d]
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@numba.njit(cache=True, parallel=prange_only(), nogil=True)
 def interpolate_forward(face_id, bary, values, indices):  # type: ignore[no-untyped-def]
     """Values [N, D] at P points: face_id [P] int64, bary [P, 3], indices [F, 3] -> [P, D], 0 where face_id is -1."""
     n = face_id.shape[0]
@@ -152,7 +153,7 @@ def _interpolate_backward(face_id, bary, values, indices, cotangent, first, last
         grad_bary[p, 0], grad_bary[p, 1], grad_bary[p, 2] = g0, g1, g2
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@numba.njit(cache=True, parallel=prange_only(), nogil=True)
 def interpolate_backward(face_id, bary, values, indices, cotangent):  # type: ignore[no-untyped-def]
     """Gradients to bary [P, 3] and values [N, D] of cotangents [P, D]."""
     points, n = face_id.shape[0], values.shape[0]

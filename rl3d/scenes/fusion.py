@@ -26,6 +26,7 @@ from scipy.sparse.csgraph import connected_components
 
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
+from rl3d.kernels import prange_only
 from rl3d.scenes.isosurface import zero_level
 from rl3d.scenes.mesh import Mesh
 
@@ -78,7 +79,7 @@ def silhouette_distance(alpha: Array, threshold: float = 0.5) -> Array:
     return out
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@numba.njit(cache=True, parallel=prange_only(), nogil=True)
 def _depth_confidence(depth, fx, fy):  # type: ignore[no-untyped-def]
     """cos^2 of the angle between surface and ray from depth differences: [V, H, W]; 0 where there is no depth."""
     n_views, height, width = depth.shape
@@ -105,7 +106,7 @@ def _depth_confidence(depth, fx, fy):  # type: ignore[no-untyped-def]
     return out
 
 
-@numba.njit(cache=True, parallel=True, nogil=True, fastmath=False)
+@numba.njit(cache=True, parallel=prange_only(), nogil=True)
 def _fuse(origin, spacing, shape, view, fx, fy, cx, cy, silhouette, depth, weight, truncation, votes, offset):  # type: ignore[no-untyped-def]
     """Fill the grid; see the module's docstring. All images [V, H, W] float32, `silhouette` in pixels."""
     n_views, height, width = depth.shape

@@ -14,6 +14,21 @@ from rl3d.errors import InputError
 SH_C0 = 0.28209479177387814  # the constant spherical harmonic
 
 
+def rotations(quaternions: Tensor) -> Tensor:
+    """[N, 4] (w, x, y, z) of any length -> rotation matrices [N, 3, 3]; differentiable.
+
+    Length zero is no rotation, and has no gradient.
+    """
+    tiny = torch.finfo(quaternions.dtype).tiny
+    w, x, y, z = torch.nn.functional.normalize(quaternions, dim=-1, eps=tiny).unbind(-1)
+    rows = [
+        [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+        [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+        [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+    ]
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
 @dataclass(frozen=True)
 class Gaussians:
     """N anisotropic Gaussians in the parametrisation of 3D Gaussian Splatting (Kerbl et al. 2023, arXiv 2308.04079).

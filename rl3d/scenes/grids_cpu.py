@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl3d.kernels import prange_only
 from rl3d.scenes.grids import PRIMES, Level, lookup_torch
 
 _P1, _P2 = np.uint32(PRIMES[1]), np.uint32(PRIMES[2])
@@ -39,7 +40,7 @@ def _row(x, y, z, level):  # type: ignore[no-untyped-def]
     return first + np.int64(hashed & np.uint32(rows - 1))
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@numba.njit(cache=True, parallel=prange_only(), nogil=True)
 def _forward(table, points, levels, summed):  # type: ignore[no-untyped-def]
     """[N, C] or [N, L C] float32 features."""
     count, channels, depth = points.shape[0], table.shape[1], levels.shape[0]
@@ -64,7 +65,7 @@ def _forward(table, points, levels, summed):  # type: ignore[no-untyped-def]
     return out
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@numba.njit(cache=True, parallel=prange_only(), nogil=True)
 def _table_gradient(points, levels, summed, cotangent, rows, channels, slabs):  # type: ignore[no-untyped-def]
     """[R, C] float32; slabs lie along z, or along y where z has one sample."""
     count, depth = points.shape[0], levels.shape[0]
@@ -100,7 +101,7 @@ def _table_gradient(points, levels, summed, cotangent, rows, channels, slabs):  
     return out
 
 
-@numba.njit(cache=True, parallel=True, nogil=True)
+@numba.njit(cache=True, parallel=prange_only(), nogil=True)
 def _point_gradient(table, points, levels, summed, cotangent):  # type: ignore[no-untyped-def]
     """[N, 3] float32."""
     count, channels, depth = points.shape[0], table.shape[1], levels.shape[0]

@@ -11,6 +11,8 @@ from rl3d.errors import InputError
 from rl3d.files import atomic_write_bytes
 from rl3d.scenes import ply
 from rl3d.scenes.checks import MAX_COORDINATE, read_bytes
+from rl3d.scenes.field import Field
+from rl3d.scenes.field_io import load_field
 from rl3d.scenes.gaussians import Gaussians
 from rl3d.scenes.mesh import Mesh
 from rl3d.scenes.mesh_io import load_mesh
@@ -20,13 +22,15 @@ from rl3d.scenes.splat_io import is_splat_header, load_splats, parse_splats
 from rl3d.scenes.texture import to_bytes
 
 
-def load_scene(path: str | Path) -> Mesh | Gaussians | PointCloud:
+def load_scene(path: str | Path) -> Mesh | Gaussians | PointCloud | Field:
     """Read any scene file. A .ply is splats, a mesh or points by what its header declares, not by its name.
 
     Raises:
-        InputError: as `Mesh.load`, `Gaussians.load` and `PointCloud.load`.
+        InputError: as `Mesh.load`, `Gaussians.load`, `PointCloud.load` and `Field.load`.
     """
     path = Path(path)
+    if path.suffix.lower() == ".safetensors":
+        return load_field(path)
     if path.suffix.lower() == ".splat":
         return load_splats(path)
     if path.suffix.lower() != ".ply":

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ class Fake:
     def generate(self, prompt: str, options: Any, out: Path, **kwargs: Any) -> Result:
         self.calls.append({"prompt": prompt, "options": options, "out": out, **kwargs})
         with Run.open(out, {"prompt": prompt}, ["rl3d"], resume=kwargs["resume"]) as run:
+            logging.getLogger("rl3d.kernels").info("compiling kernels")
             with kwargs["progress"].stage("sample", 2) as stage:
                 stage.step(2)
             if self.error is not None and not self.stages_before_error:
@@ -55,6 +57,7 @@ def test_the_path_on_stdout_and_progress_on_stderr(rl3d: Callable, fake: Fake, t
     done = rl3d("generate", "  a small wooden barrel ", "--out", str(tmp_path / "run"))
     assert (done.code, done.out) == (0, f"{tmp_path / 'run' / 'asset.glb'}\n")
     assert "sample 0/2" in done.err
+    assert done.err.startswith("compiling kernels\n")
     call = fake.calls[0]
     assert call["prompt"] == "a small wooden barrel"
     assert (call["prior"], call["device"], call["resume"]) == (None, "cpu", False)

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from rl3d.scenes import Dense, Field
+
 TETRAHEDRON = "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n"
 POINTS = (
     "ply\nformat ascii 1.0\nelement vertex 1\nproperty float x\nproperty float y\nproperty float z\nend_header\n0 0 0\n"
@@ -63,6 +65,20 @@ def test_render_json(
     assert (facts["kind"], facts["faces"], facts["turntable"]) == ("mesh", 4, "tetrahedron.webp")
 
 
+def test_render_takes_fields_and_score_says_why_not(
+    rl3d: Callable, turns: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    path = tmp_path / "ball.safetensors"
+    Field.sphere(Dense.zeros(4, 3)).save(path)
+    done = rl3d("render", str(path), "--out", str(tmp_path / "ball.webp"), "--json")
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)
+    assert (facts["kind"], facts["values"], facts["encoding"], facts["parameters"]) == ("field", "sdf", "Dense", 109)
+    assert isinstance(turns[0]["scene"], Field)
+    done = rl3d("score", "a ball", str(path))
+    assert (done.code, done.out) == (2, "") and "ball.safetensors holds a field" in done.err
+
+
 def test_score_judges_every_file(rl3d: Callable, judged: None, mesh: Path) -> None:
     done = rl3d("score", "a red chest", str(mesh), str(mesh))
     assert done.code == 0
@@ -85,6 +101,8 @@ def test_score_judges_every_file(rl3d: Callable, judged: None, mesh: Path) -> No
         ("nan.obj", b"v nan 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", "nan.obj"),
         ("nofaces.obj", b"v 0 0 0\n", "nofaces.obj"),
         ("points.ply", POINTS.encode(), "1 points without faces"),
+        ("empty.safetensors", b"", "is empty (0 bytes)"),
+        ("prose.safetensors", b"this is prose", "prose.safetensors is not a field of rl3d"),
     ],
 )
 def test_files_that_are_no_scene(

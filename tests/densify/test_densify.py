@@ -21,11 +21,10 @@ from rl3d.densify import (
     step,
     with_noise,
 )
-from rl3d.densify.rows import rotations
 from rl3d.errors import InputError
-from rl3d.render import gaussians_torch
 from rl3d.render.gaussians import render_gaussians
 from rl3d.scenes import Gaussians
+from rl3d.scenes.gaussians import rotations
 
 NOW = AdaptiveControl(start=0, every=1, gradient=1.0, extent=1.0, split_size=0.1, reset_every=0)
 FIELDS = ("means", "log_scales", "quaternions", "opacity_logits", "sh")
@@ -126,11 +125,10 @@ def test_children_are_drawn_from_their_parent() -> None:
     many = one[torch.zeros(1000, dtype=torch.long)]
     out, *_ = step(NOW, with_gradients(many, [2.0] * 1000), many, {}, seeded())
     assert len(out) == 2000
-    turn = gaussians_torch.rotations(one.quaternions)[0]
+    turn = rotations(one.quaternions)[0]
     local = out.means @ turn  # along the parent's axes
     torch.testing.assert_close(local.var(0), torch.tensor([0.81, 0.25, 0.04]), rtol=0.16, atol=0)
     assert float(torch.corrcoef(local.T).triu(1).abs().max()) < 5 / math.sqrt(2000)
-    torch.testing.assert_close(rotations(one.quaternions), gaussians_torch.rotations(one.quaternions))
 
 
 def test_pruning_by_opacity_and_after_the_first_reset_by_size() -> None:
@@ -145,6 +143,36 @@ def test_pruning_by_opacity_and_after_the_first_reset_by_size() -> None:
     faint = row(2, opacity=0.001)
     with pytest.raises(InputError, match="all 2 Gaussians would be pruned"):
         step(NOW, DensifyState.start(faint), faint, {}, seeded())
+
+
+def test_pruning_by_size_in_the_pictures() -> None:
+    """A camera 2 m from the origin along z, focal length 20, 20 x 10 pixels: 3 * size * 20 / 2 / 20 = 1.5 size."""
+    scene = replace(row(4, size=[0.05, 0.2, 0.2, 0.2]), means=torch.zeros(4, 3))
+    view = torch.eye(4)
+    view[2, 3] = 2
+    lens = torch.tensor([[20.0, 0, 10], [0, 20, 5], [0, 0, 1]])
+    camera = Cameras(view[None], lens[None], 10, 20)
+    gradient = torch.full((4, 3), 1e-9)
+    gradient[1] = 0  # not in the picture
+    state = accumulate(DensifyState.start(scene, step=1000), scene, gradient, camera)
+    torch.testing.assert_close(state.screen, torch.tensor([0.075, 0.0, 0.3, 0.3]))
+    nearer = view.clone()
+    nearer[2, 3] = 1
+    seen = accumulate(state, scene, gradient, Cameras(nearer[None], lens[None], 10, 20))
+    torch.testing.assert_close(seen.screen, 2 * state.screen)
+    assert torch.equal(accumulate(seen, scene, gradient, camera).screen, seen.screen)  # the largest stays
+    behind = view.clone()
+    behind[2, 3] = -2
+    assert accumulate(state, scene, gradient, Cameras(behind[None], lens[None], 10, 20)).screen.equal(state.screen)
+    policy = replace(NOW, prune_size=9.0, prune_screen=0.2, reset_every=900)
+    hot = replace(state, gradients=torch.tensor([0.0, 0, 0, 2]))  # the last one is split, its children stay: 0.3 / 1.6
+    out, after, moments, changes = step(policy, hot, scene, moments_of(scene), seeded())
+    assert changes == {"split": 1, "pruned": 1} and out.sh[:, 0, 0].tolist() == [0, 1, 3, 3]
+    assert moments["means.exp_avg"][:, 0].tolist() == [10, 11, 0, 0] and after.screen.tolist() == [0] * 4
+    early, *_ = step(replace(policy, reset_every=2000), state, scene, {}, seeded())
+    assert same(early, scene)
+    kept, *_ = step(replace(policy, prune_screen=math.inf), state, scene, {}, seeded())
+    assert same(kept, scene)
 
 
 def test_opacities_are_reset_with_their_moments() -> None:
@@ -296,7 +324,7 @@ def test_noise_has_the_covariance_and_spares_opaque_ones() -> None:
     base = replace(one(0.005), opacity_logits=torch.tensor([0.005]).logit())[torch.zeros(many, dtype=torch.long)]
     policy = MarkovChain(noise=10.0)
     moved = with_noise(policy, base, 0.1, seeded()).means
-    axes = gaussians_torch.rotations(base.quaternions[:1])[0] * base.scales[0]
+    axes = rotations(base.quaternions[:1])[0] * base.scales[0]
     covariance = axes @ axes.T
     # at opacity 0.005 the sigmoid is 1/2: offsets are 0.1 * 10 / 2 * covariance @ n, so their covariance is c c / 4
     want = 0.25 * covariance @ covariance

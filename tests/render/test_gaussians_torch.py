@@ -10,7 +10,8 @@ from torch import Tensor
 
 from rl3d.cameras import Cameras
 from rl3d.render.gaussians import splat
-from rl3d.render.gaussians_torch import LOW_PASS, composite, project, rotations
+from rl3d.render.gaussians_torch import LOW_PASS, composite, project
+from rl3d.scenes.gaussians import rotations
 
 F64 = torch.float64
 

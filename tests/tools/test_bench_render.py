@@ -48,3 +48,12 @@ def test_the_page_gives_ratios_and_names_what_is_missing(tool: ModuleType) -> No
     assert "| 5,000 | 128 | 1 | rl3d cpu | 2.0 | 10.0 | 3 |" in text
     assert "300 (150.0x) | 1800 (180.0x) | 700 |" in text
     assert "over 120 s" in text and "- gsplat: no CUDA device" in text
+
+
+def test_a_million_primitives_are_in_both_grids_for_the_kernels_alone(tool: ModuleType) -> None:
+    for quick in (True, False):
+        millions = [c for c in tool.grid(quick) if c.primitives == 1_000_000]
+        assert [(c.kind, c.peer, c.pixels, c.views) for c in millions] == [
+            ("mesh", "rl3d cpu", 512, 1),
+            ("gaussians", "rl3d cpu", 512, 1),
+        ]
