@@ -3,6 +3,8 @@
     python tools/build_views.py DATA CACHE
     python tools/train_prior.py DATA CACHE --out RUN [--minutes 60] [--batch 16] [--compile]
     accelerate launch tools/train_prior.py ...           # several processes, one per GPU
+    python tools/train_prior.py DATA CACHE --out SMALL --size 32     # views pooled to 32 pixels, then
+    python tools/train_prior.py DATA CACHE --out RUN --init SMALL    # a run at the cache's size from its weights
 
 Resumes from RUN when it exists. Flow matching with x-prediction: x_t = (1 - t) x0 + t eps, the network gives x0, the
 loss is on the velocity, |v - v_hat|^2 = |x0 - x0_hat|^2 / t^2 (Li & He 2025, arXiv 2511.13720).
@@ -19,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from safetensors import safe_open
@@ -32,6 +35,7 @@ from rl3d.priors.multiview_model import MultiViewTransformer, patch_rays
 
 T_FLOOR = 0.1  # the velocity loss weighs 1 / max(t, T_FLOOR)^2
 MATRIX = re.compile(r"blocks\.\d+\.(qkv|out|up|down)\.")  # what Muon moves
+CLOCKS = {"wall": time.monotonic, "cpu": time.process_time}
 DROP = 0.12  # share of empty prompts, for classifier-free guidance
 
 
@@ -40,7 +44,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("data", type=Path)
     parser.add_argument("cache", type=Path)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=60, help="stop after this much wall-clock in this call")
+    parser.add_argument("--minutes", type=float, default=60, help="stop after this much time in this call")
+    parser.add_argument(
+        "--clock",
+        choices=CLOCKS,
+        default="wall",
+        help="what all minutes are; cpu: of this process, to compare runs on a machine that others use",
+    )
     parser.add_argument("--steps", type=int, default=0, help="stop at this step, counted over all calls; 0: no limit")
     parser.add_argument("--batch", type=int, default=16, help="objects a step and process")
     parser.add_argument(
@@ -55,8 +65,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--t-std", type=float, default=1.3)
     parser.add_argument("--recolour", type=float, default=0.35)
     parser.add_argument("--model", type=json.loads, default={}, help='JSON, e.g. {"width": 320}')
+    parser.add_argument("--size", type=int, help="pixels to train at, a divisor of the cache's size (the default)")
     parser.add_argument(
-        "--init", type=Path, help="saved prior, such as assets/prior, whose weights a new run starts from"
+        "--init", type=Path, help="saved prior, such as assets/prior, or run, whose weights a new run starts from"
     )
     parser.add_argument("--compile", action="store_true", help="fuse operations (needs a C++ compiler on a CPU)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the default")
@@ -100,15 +111,78 @@ def make_optimizers(
     return optimizers
 
 
-def initial_weights(folder: Path, index: dict[str, int], model: MultiViewTransformer) -> dict[str, torch.Tensor]:
-    """Weights of a saved pipeline's transformer, its words moved to where `index` has them; new words stay random."""
-    saved = MultiViewTransformer.from_pretrained(folder / "transformer").state_dict()
-    old = json.loads((folder / "tokenizer" / "vocabulary.json").read_text(encoding="utf-8"))
-    words = model.state_dict()["words.weight"].clone()
-    for row, word in enumerate(old):
-        if word in index:
-            words[index[word]] = saved["words.weight"][row]
-    return {**saved, "words.weight": words}
+def saved_weights(folder: Path) -> tuple[dict[str, torch.Tensor], list[str], dict]:
+    """Weights, words, and totals with the log, of a run (its averaged weights) or of a saved pipeline."""
+    if (folder / "state.json").is_file():
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        log = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+        tensors = load_file(folder / "checkpoint.safetensors")
+        weights = {k[4:]: v for k, v in tensors.items() if k.startswith("ema.")}
+        return weights, state["vocabulary"], {**state, "log": log}
+    weights = MultiViewTransformer.from_pretrained(folder / "transformer").state_dict()
+    words = json.loads((folder / "tokenizer" / "vocabulary.json").read_text(encoding="utf-8"))
+    return weights, words, json.loads((folder / "training.json").read_text(encoding="utf-8"))
+
+
+def initial_weights(
+    saved: dict[str, torch.Tensor], old: list[str], index: dict[str, int], model: MultiViewTransformer
+) -> dict[str, torch.Tensor]:
+    """Saved weights for `model`, the words `old` moved to where `index` has them; new words stay random.
+
+    Of another image size only the place embeddings have another shape: they are interpolated over the picture. All
+    else carries over as it is: a patch's ray holds for the centre of any patch, and the stem, which now sees the world
+    at another scale, has to learn the rest.
+    """
+    own = model.state_dict()
+    words = own["words.weight"].clone()
+    if saved["words.weight"].shape[1] == words.shape[1]:
+        for row, word in enumerate(old):
+            if word in index:
+                words[index[word]] = saved["words.weight"][row]
+    places = saved["places"].float()
+    if len(places) != len(own["places"]):
+        picture = places.T.unflatten(1, (math.isqrt(len(places)), -1))[None]
+        grid = math.isqrt(len(own["places"]))
+        places = F.interpolate(picture, (grid, grid), mode="bilinear", align_corners=False)[0].flatten(1).T
+    found = {**saved, "words.weight": words, "places": places}
+    for name in sorted(found.keys() | own.keys()):
+        shapes = [tuple(x[name].shape) if name in x else None for x in (found, own)]
+        if shapes[0] != shapes[1]:
+            raise SystemExit(
+                f"--init has another model: {name} is {shapes[0]} there and {shapes[1]} here; give --model the same"
+                " width, depth, patch and stem"
+            )
+    return found
+
+
+def prepared(
+    source: ViewBatches,
+    drawn: tuple[torch.Tensor, list[str], np.ndarray, np.ndarray],
+    index: dict[str, int],
+    size: int,
+    grid: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images [B, V, 4, S, S] in [-1, 1], words [B, L], rays [B, V, grid^2, 6] of what `source` drew.
+
+    Smaller images are means over blocks of the premultiplied ones, so that borders stay antialiased.
+    """
+    images, captions, params, _ = drawn
+    if size != images.shape[-1]:
+        images = F.avg_pool2d(images.flatten(0, 1), images.shape[-1] // size).unflatten(0, images.shape[:2])
+    rays = patch_rays(source.cameras(params), grid).unflatten(0, (len(captions), -1))
+    return 2 * images - 1, word_ids(captions, index), rays
+
+
+def drop_prompts(words: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Words [B, L] with a share of DROP made the empty prompt."""
+    words = words.clone()
+    words[torch.from_numpy(rng.random(len(words)) < DROP)] = torch.tensor([1] + [0] * (words.shape[1] - 1))
+    return words
+
+
+def noise_levels(batch: int, mean: float, std: float, rng: np.random.Generator) -> torch.Tensor:
+    """[B] logit-normal levels in (0, 1)."""
+    return torch.from_numpy(1 / (1 + np.exp(-rng.normal(mean, std, batch)))).float()
 
 
 def flow_loss(model, images, words, rays, t, noise, autocast):  # type: ignore[no-untyped-def]
@@ -179,6 +253,7 @@ def main() -> None:
     train = ViewBatches(args.cache, records, "train", args.recolour, device)
     held_out = ViewBatches(args.cache, records, "val", 0.0, "cpu")
     torch.manual_seed(args.seed)
+    full = train.spec["size"]
     resume = (args.out / "state.json").is_file()
     saved_run = json.loads((args.out / "state.json").read_text()) if resume else {"model": args.model}
     if saved_run.get("vocabulary", vocabulary) != vocabulary:
@@ -188,22 +263,33 @@ def main() -> None:
         return
     config = saved_run["model"]
     config = {k: v for k, v in config.items() if not k.startswith("_")}
-    config |= {"vocabulary": len(vocabulary), "image_size": train.spec["size"]}
+    size = args.size or (config["image_size"] if resume else full)
+    if size < 1 or full % size or (resume and size != config["image_size"]):
+        was = f"{args.out} was trained at {config['image_size']}" if resume else f"the cache has {full}"
+        raise SystemExit(
+            f"--size {size} does not fit: {was} pixels; leave it out, or choose a divisor and another --out"
+        )
+    config |= {"vocabulary": len(vocabulary), "image_size": size}
     model = MultiViewTransformer(**config).to(device).to(memory_format=torch.channels_last)
-    state = {"step": 0, "objects": 0, "seconds": 0.0}
+    state = {"step": 0, "objects": 0, "seconds": 0.0, "average_from": 0}
     log = args.out / "log.jsonl"
     args.out.mkdir(parents=True, exist_ok=True)
     if args.init and not resume:
-        model.load_state_dict(initial_weights(args.init, index, model))
+        weights, old, before = saved_weights(args.init)
+        model.load_state_dict(initial_weights(weights, old, index, model))
         # Steps go on counting, which also keeps the random draws from repeating.
-        before = json.loads((args.init / "training.json").read_text(encoding="utf-8"))
-        state = {k: before[k] for k in state}
+        state |= {k: before[k] for k in state if k in before}
+        if len(weights["places"]) != len(model.places):
+            # Errors of another size are another measure, and its weights have no place in this run's average.
+            before["log"], state["average_from"] = [], state["step"]
         log.write_text("".join(json.dumps(row) + "\n" for row in before["log"]), encoding="utf-8")
     optimizers = make_optimizers(model, args.optimizer, args.lr, args.word_factor)
     ema = Ema(model, args.ema)
     if resume:
-        state = {k: v for k, v in restore(args.out, model, ema, optimizers).items() if k in state}
-    grid = train.spec["size"] // model.config.patch
+        state |= {k: v for k, v in restore(args.out, model, ema, optimizers).items() if k in state}
+    if size % model.config.patch:
+        raise SystemExit(f"{size} pixels are no multiple of the patch of {model.config.patch}; choose another --size")
+    grid = size // model.config.patch
     runner = model
     if args.compile:  # by block: one graph serves all of them, and compiles in seconds
         for block in model.blocks:
@@ -212,22 +298,19 @@ def main() -> None:
         runner = torch.nn.parallel.DistributedDataParallel(runner)
     autocast = lambda: torch.autocast(device.type, torch.bfloat16)  # noqa: E731
 
-    def prepare(batch):  # type: ignore[no-untyped-def]
-        images, captions, params, _ = batch
-        rays = patch_rays(train.cameras(params), grid).unflatten(0, (len(captions), -1)).to(device)
-        return 2 * images.to(device) - 1, word_ids(captions, index).to(device), rays
-
     fixed = []
     for source in (train, held_out):
-        parts = prepare(source.draw(48, np.random.default_rng(123)))
+        drawn = source.draw(48, np.random.default_rng(123))
+        parts = [x.to(device) for x in prepared(source, drawn, index, size, grid)]
         noise = torch.randn(parts[0].shape, generator=torch.Generator().manual_seed(5)).to(device)
         fixed.append((*parts, noise))
 
-    start, saved, logged = time.monotonic(), time.monotonic(), time.monotonic()
+    clock = CLOCKS[args.clock]
+    start, saved, logged = clock(), clock(), clock()
     losses: list[float] = []
     first_objects, base_seconds = state["objects"], state["seconds"]
     while True:
-        minutes = (time.monotonic() - start) / 60
+        minutes = (clock() - start) / 60
         step = int(state["step"])
         done = minutes >= args.minutes or step + 1 == args.steps
         if accelerator.num_processes > 1:  # by one clock: else some would wait for those that stopped
@@ -239,11 +322,9 @@ def main() -> None:
                 group["lr"] = rate * group.get("factor", 1.0)
         # The step decides the batch, so that a resumed run draws what an uninterrupted one would have.
         rng = np.random.default_rng([args.seed, step, accelerator.process_index])
-        images, words, rays = prepare(train.draw(args.batch, rng))
-        words[torch.from_numpy(rng.random(args.batch) < DROP).to(device)] = torch.tensor(
-            [1] + [0] * (words.shape[1] - 1), device=device
-        )
-        t = torch.from_numpy(1 / (1 + np.exp(-rng.normal(args.t_mean, args.t_std, args.batch)))).float().to(device)
+        images, words, rays = prepared(train, train.draw(args.batch, rng), index, size, grid)
+        images, words, rays = (x.to(device) for x in (images, drop_prompts(words, rng), rays))
+        t = noise_levels(args.batch, args.t_mean, args.t_std, rng).to(device)
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
         noise = torch.randn(images.shape, generator=generator, device=device)
         loss = flow_loss(runner, images, words, rays, t, noise, autocast)
@@ -254,20 +335,20 @@ def main() -> None:
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-        ema.update(model, step)
+        ema.update(model, step - int(state["average_from"]))
         losses.append(float(loss.detach()))
         state["step"] += 1
         state["objects"] += args.batch * accelerator.num_processes
-        state["seconds"] = base_seconds + time.monotonic() - start
-        if accelerator.is_main_process and (done or time.monotonic() - logged > 120):
-            logged = time.monotonic()
+        state["seconds"] = base_seconds + clock() - start
+        if accelerator.is_main_process and (done or clock() - logged > 120):
+            logged = clock()
             keep = {k: v.clone() for k, v in model.state_dict().items()}
             model.load_state_dict(ema.shadow)
             row = {
                 "step": state["step"],
                 "objects": state["objects"],
                 "minutes": round(state["seconds"] / 60, 2),
-                "objects_per_second": round((state["objects"] - first_objects) / (time.monotonic() - start), 2),
+                "objects_per_second": round((state["objects"] - first_objects) / (clock() - start), 2),
                 "loss": round(float(np.mean(losses)), 5),
                 "rate": rate,
                 **{f"train_{k}": v for k, v in validation(model, fixed[0], autocast).items()},
@@ -278,8 +359,8 @@ def main() -> None:
             with log.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(json.dumps(row), flush=True)
-        if accelerator.is_main_process and (done or time.monotonic() - saved > 60 * args.save_every):
-            saved = time.monotonic()
+        if accelerator.is_main_process and (done or clock() - saved > 60 * args.save_every):
+            saved = clock()
             save(args.out, model, ema, optimizers, state, vocabulary)
         if done:
             break

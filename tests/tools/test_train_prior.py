@@ -15,7 +15,7 @@ from tiny_world import load_tool, write_assets
 from rl3d.data.asset_set import load_asset_set
 from rl3d.data.views import ViewSpec, build_view_cache
 from rl3d.priors.embedded import load_embedded
-from rl3d.priors.multiview_model import attention
+from rl3d.priors.multiview_model import MultiViewTransformer, attention
 
 MODEL = json.dumps({"width": 32, "depth": 1, "heads": 2, "stem_channels": 16})
 
@@ -120,7 +120,10 @@ def test_a_run_can_start_from_a_saved_prior_of_other_words(
     index = {w: i for i, w in enumerate(["<pad>", "<null>", "a word of its own", *words[2:]])}
     torch.manual_seed(0)
     model = type(prior.model)(**{**dict(prior.model.config), "vocabulary": len(index)})
-    loaded = tool.initial_weights(tmp_path / "saved", index, model)
+    (tmp_path / "saved" / "training.json").write_text('{"step": 2, "log": []}')
+    weights, old, totals = tool.saved_weights(tmp_path / "saved")
+    assert (old, totals["step"]) == (words, 2)
+    loaded = tool.initial_weights(weights, old, index, model)
     assert torch.equal(loaded["words.weight"][3:], prior.model.words.weight[2:])
     assert torch.equal(loaded["words.weight"][2], model.words.weight[2])
     assert all(torch.equal(loaded[k], v) for k, v in prior.model.state_dict().items() if k != "words.weight")
@@ -144,3 +147,65 @@ def test_init_goes_on_counting(tool: ModuleType, data: tuple[Path, Path], tmp_pa
     assert (state["step"], state["objects"]) == (5, 20)
     rows = [json.loads(line)["step"] for line in (tmp_path / "b" / "log.jsonl").read_text().splitlines()]
     assert rows == [2, 5]
+
+
+def test_a_small_run_sees_pooled_views(tool: ModuleType, data: tuple[Path, Path]) -> None:
+    records = tool.read_records(data[0])
+    source = tool.ViewBatches(data[1], records, "train", 0.0)
+    drawn = source.draw(2, tool.np.random.default_rng(0))
+    whole, words, _ = tool.prepared(source, drawn, {}, 16, 2)
+    small, same, rays = tool.prepared(source, drawn, {}, 8, 1)
+    assert small.shape == (2, 4, 4, 8, 8) and torch.equal(words, same)
+    assert torch.allclose(small[1, 2, :, 3, 5], whole[1, 2, :, 6:8, 10:12].mean((1, 2)), atol=1e-6)
+    ahead = source.cameras(drawn[2]).rays()[1].mean((1, 2))  # the middle of the picture, where the only patch is
+    assert torch.allclose(rays[:, :, 0, :3].flatten(0, 1), torch.nn.functional.normalize(ahead, dim=-1), atol=1e-5)
+
+
+def test_a_small_run_starts_a_large_one(tool: ModuleType, data: tuple[Path, Path], tmp_path: Path) -> None:
+    """Place embeddings are spread out, all else is taken over; log and average begin anew, the count goes on."""
+    small = ["--size", "8", "--ema", "0.5"]
+    train(tool, data, tmp_path / "small", 3, *small)
+    assert json.loads((tmp_path / "small" / "state.json").read_text())["model"]["image_size"] == 8
+    before = train(tool, data, tmp_path / "small", 5)  # resumes at its own size
+    after = train(tool, data, tmp_path / "large", 6, "--init", str(tmp_path / "small"), "--lr", "0")
+    assert torch.equal(after["model.places"], before["ema.places"].expand(4, -1))
+    names = [k for k in before if k.startswith("ema.") and k != "ema.places"]
+    assert all(torch.equal(after[k.replace("ema.", "model.")], before[k]) for k in names)
+    state = json.loads((tmp_path / "large" / "state.json").read_text())
+    assert (state["step"], state["objects"], state["average_from"]) == (6, 24, 5)
+    assert state["model"]["image_size"] == 16
+    rows = (tmp_path / "large" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == [6]
+
+
+def test_places_are_interpolated_over_the_picture(tool: ModuleType) -> None:
+    """Patch 8: 2 x 2 places at 16 pixels become 4 x 4 at 32; a ramp to the right stays one, rows stay apart."""
+    small = tiny_transformer(16)
+    ramp = torch.tensor([0.0, 1.0, 10.0, 11.0])[:, None].expand(4, 32)
+    saved = {**small.state_dict(), "places": ramp}
+    places = tool.initial_weights(saved, [], {}, tiny_transformer(32))["places"].reshape(4, 4, 32)[..., 0]
+    steps = torch.tensor([0.0, 0.25, 0.75, 1.0])
+    assert torch.allclose(places, 10 * steps[:, None] + steps)
+
+
+def tiny_transformer(size: int, width: int = 32) -> MultiViewTransformer:
+    return MultiViewTransformer(image_size=size, width=width, depth=1, heads=2, vocabulary=5, stem_channels=16)
+
+
+def test_weights_of_another_model_are_refused(tool: ModuleType) -> None:
+    with pytest.raises(SystemExit, match=r"--init has another model: .* give --model the same width"):
+        tool.initial_weights(tiny_transformer(16, 64).state_dict(), ["a"], {"a": 0}, tiny_transformer(16))
+
+
+@pytest.mark.parametrize("size, text", [("5", "the cache has 16"), ("4", "no multiple of the patch of 8")])
+def test_sizes_that_do_not_fit_are_refused(
+    tool: ModuleType, data: tuple[Path, Path], tmp_path: Path, size: str, text: str
+) -> None:
+    with pytest.raises(SystemExit, match=text):
+        train(tool, data, tmp_path, 1, "--size", size)
+
+
+def test_a_run_keeps_its_size(tool: ModuleType, data: tuple[Path, Path], tmp_path: Path) -> None:
+    train(tool, data, tmp_path, 1, "--size", "8")
+    with pytest.raises(SystemExit, match="was trained at 8"):
+        train(tool, data, tmp_path, 2, "--size", "16")
