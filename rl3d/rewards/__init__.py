@@ -15,3 +15,4 @@ from rl3d.rewards.score import janus_rate as janus_rate
 from rl3d.rewards.score import judge_views as judge_views
 from rl3d.rewards.score import retrieval as retrieval
 from rl3d.rewards.score import score_asset as score_asset
+from rl3d.rewards.yes_no import yes_no as yes_no

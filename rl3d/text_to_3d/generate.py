@@ -9,7 +9,7 @@ import math
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -20,18 +20,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rl3d.cameras import Cameras
+from rl3d.config import resolve
 from rl3d.errors import AssetError, ConfigError, InputError, RL3DError, nearest
 from rl3d.files import atomic_path
 from rl3d.priors import load as load_prior
 from rl3d.priors.protocol import Prior, PromptEmbedding
 from rl3d.progress import Progress
-from rl3d.runs import Run
+from rl3d.rewards.protocol import Reward
+from rl3d.runs import Run, read_metrics
 from rl3d.scenes.gaussians import Gaussians
 from rl3d.text_to_3d import lift
 from rl3d.text_to_3d.distill import Anchor, distill_rates, distill_step
 from rl3d.text_to_3d.finish import finish_asset
-from rl3d.text_to_3d.options import GenerateOptions
-from rl3d.text_to_3d.splats import SplatState
+from rl3d.text_to_3d.method_options import MethodOptions
+from rl3d.text_to_3d.methods import Guide, check_prompt, guide_for, reward_summary
+from rl3d.text_to_3d.options import GenerateOptions, method_preset
+from rl3d.text_to_3d.pictures import to_rgba
+from rl3d.text_to_3d.splats import SplatState, load_memory
 
 RING_STRENGTH = 0.9  # how far a later ring's renders are noised before the prior repaints them
 
@@ -57,15 +62,6 @@ def generator_for(seed: int, *keys: int) -> torch.Generator:
 def device_of(prior: Prior) -> torch.device:
     """Where the prior's cameras live; the scene lives there too."""
     return prior.cameras(0.0, 0.0).device
-
-
-def to_rgba(images: Tensor, prior: Prior) -> Tensor:
-    """The prior's images [V, C, H, W] as premultiplied float32 RGBA; a plain background is keyed out by colour."""
-    images = images.float()
-    if prior.has_alpha:
-        return images
-    alpha = ((images - prior.background).abs().amax(1, keepdim=True) * 8 - 0.3).clamp(0, 1)
-    return torch.cat([images - (1 - alpha) * prior.background, alpha], 1).clamp(0, 1)
 
 
 def sample_views(
@@ -168,6 +164,7 @@ def generate(
     out: str | Path = "runs/asset",
     *,
     prior: str | Prior | None = None,
+    reward: Reward | None = None,
     device: str = "cpu",
     resume: bool = False,
     progress: Progress | None = None,
@@ -178,6 +175,7 @@ def generate(
         prompt: what to make.
         options: every stage's options; the defaults take about two minutes on 2 CPU cores.
         prior: None for the embedded model, a path or hub id (see `rl3d.priors.load`), or a prior object.
+        reward: for a method that uses one; None takes the embedded reward that the options name.
         resume: go on with the unfinished run in `out`; the result is the one an uninterrupted run would have given.
 
     Returns:
@@ -190,6 +188,10 @@ def generate(
     progress = progress or Progress(silent=True)
     out = Path(out)
     config = {"prompt": prompt, "prior": prior if isinstance(prior, str | None) else prior.name, **asdict(options)}
+    if options.method == MethodOptions():
+        del config["method"]  # so that runs from before there was a choice can be resumed
+    elif reward is not None:
+        config["reward"] = reward.name
     with Run.open(out, config, sys.argv, resume=resume) as run:
         checkpoints = out / "checkpoints"
         if not run.stages:  # nothing of this run can be there yet; what an earlier one left must not be taken for it
@@ -204,10 +206,12 @@ def generate(
         for note in notes:
             progress.note(f"warning: {note}")
 
+        guide = guide_for(options.method, model, reward, device)
+        check_prompt(guide, model, embedding)
         for i in range(options.best_of):
             _draft(run, model, prompt, embedding, options, i, checkpoints, progress)
         chosen = _choose(run, prompt, options, checkpoints, progress)
-        state = _distill(run, model, embedding, options, chosen, checkpoints, progress)
+        state = _distill(run, model, embedding, options, guide, chosen, checkpoints, progress)
         gaussians = state.gaussians()
         if len(gaussians) == 0:
             raise InputError("the optimisation ended with an empty scene; try another --seed or fewer distill.steps")
@@ -218,6 +222,7 @@ def generate(
             "prompt": prompt,
             "seed": options.seed,
             "prior": {"name": model.name, "licence": model.licence},
+            "method": {**guide.facts(), **reward_summary(_distill_rows(out))},
             "warnings": notes + report.pop("warnings"),
             "config": config,
             "stages": run.stages,
@@ -323,6 +328,7 @@ def _distill(
     prior: Prior,
     prompt: PromptEmbedding,
     options: GenerateOptions,
+    guide: Guide,
     chosen: int,
     checkpoints: Path,
     progress: Progress,
@@ -331,6 +337,7 @@ def _distill(
     o, file, place = options.distill, checkpoints / "distill.safetensors", device_of(prior)
     if file.exists() or (run.is_done("distill") and o.steps > 0):
         state = SplatState.load(file, distill_rates(o), place)
+        guide.memory = load_memory(file, place)
     else:
         lifted = SplatState.load(checkpoints / f"lift-{chosen}.safetensors", distill_rates(o), place)
         state = SplatState.start(lifted.tensors, distill_rates(o))
@@ -344,7 +351,7 @@ def _distill(
     with run.stage("distill"), progress.stage("distill", o.steps, done=state.step) as stage:
         while state.step < o.steps:
             generator = generator_for(seed, 4, state.step)
-            numbers = distill_step(state, prior, prompt, anchor, o, generator)
+            numbers = distill_step(state, prior, prompt, anchor, o, generator, guide)
             if not math.isfinite(numbers["distance"]):
                 raise InputError(f"the distillation diverged at step {state.step}; lower distill.guidance or the rates")
             if state.step % 50 == 0:
@@ -352,8 +359,12 @@ def _distill(
             run.log("distill", state.step, **numbers)
             stage.at(state.step, **numbers)
             if state.step % o.save_every == 0 or state.step == o.steps:
-                state.save(file)
+                state.save(file, guide.memory)
     return state
+
+
+def _distill_rows(out: Path) -> list[Mapping[str, Any]]:
+    return [row for row in read_metrics(out / "metrics.jsonl") if row["stage"] == "distill"]
 
 
 def _save_views(path: Path, images: Tensor, cameras: Cameras) -> None:
@@ -377,10 +388,12 @@ def text_to_3d(
     seed: int = 0,
     out: str | Path = "runs/asset",
     prior: str | Prior | None = None,
+    method: str | None = None,
+    reward: Reward | None = None,
     device: str = "cpu",
     **changes: Any,
 ) -> Result:
-    """`generate` in one call: `changes` are fields of `GenerateOptions`.
+    """`generate` in one call: `changes` are fields of `GenerateOptions`, `method` a distillation method by name.
 
     Raises:
         RL3DError: as `generate`; ConfigError for a field that does not exist.
@@ -389,4 +402,6 @@ def text_to_3d(
     for name in changes.keys() - set(known):
         close = ", ".join(nearest(name, known) or known)
         raise ConfigError(f"text_to_3d has no option {name!r}; did you mean {close}?")
-    return generate(prompt, replace(GenerateOptions(seed=seed), **changes), out, prior=prior, device=device)
+    options = resolve(GenerateOptions, method_preset(method)) if method else GenerateOptions()
+    options = replace(options, seed=seed, **changes)
+    return generate(prompt, options, out, prior=prior, reward=reward, device=device)

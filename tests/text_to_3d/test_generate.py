@@ -31,6 +31,7 @@ from rl3d.text_to_3d.generate import (
     to_rgba,
     view_judge,
 )
+from rl3d.text_to_3d.method_options import MethodOptions
 from rl3d.text_to_3d.options import (
     DistillOptions,
     GenerateOptions,
@@ -226,6 +227,37 @@ def test_checkpoints_of_an_older_run_are_not_taken_for_this_one(
     assert torch.equal(result.gaussians.means, fresh.gaussians.means)
 
 
+def test_a_rewarded_run_reports_its_method_and_resumes(
+    prior: EmbeddedPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = MethodOptions(name="dreamdpo")
+    options = replace(TINY, method=method, sample=replace(TINY.sample, candidates=1))
+    kept, killed = tmp_path / "kept", tmp_path / "killed"
+    report = generate("a red box", options, kept, prior=prior).report["method"]
+    assert (report["name"], report["reward"]["name"], report["reward"]["licence"]) == (
+        "dreamdpo",
+        "judge",
+        "Apache-2.0",
+    )
+    rows = [r for r in read_metrics(kept / "metrics.jsonl") if r["stage"] == "distill"]
+    assert all({"reward", "gap", "gate"} <= set(row) for row in rows)
+    assert report["reward"]["range"] == [-1, 1] and report["gap"] == pytest.approx(rows[-1]["gap"], abs=1e-6)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "distill_step", fails_at(5, module.distill_step))
+        with pytest.raises(Stop):
+            generate("a red box", options, killed, prior=prior)
+    generate("a red box", options, killed, prior=prior, resume=True)
+    assert_same(kept, killed)
+    with pytest.raises(ConfigError, match=r"begun with method\.dreamdpo\.scale"):
+        generate("a red box", TINY, killed, prior=prior, resume=True)
+
+
+def test_the_default_method_leaves_the_configuration_as_it_was(whole: Path) -> None:
+    """So that a run of an earlier version is resumed; the report names the method all the same."""
+    assert "method" not in json.loads((whole / "config.json").read_text())
+    assert json.loads((whole / "report.json").read_text())["method"] == {"name": "mvdream"}
+
+
 def test_best_of_takes_the_candidate_that_the_reward_judge_prefers(
     prior: EmbeddedPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +320,8 @@ def test_hub_formats_run_through_the_same_code(kind: str, tmp_path: Path) -> Non
 def test_text_to_3d_names_an_unknown_option(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no option 'best_off'; did you mean best_of"):
         text_to_3d("a box", out=tmp_path / "run", best_off=2)
+    with pytest.raises(ConfigError, match="unknown method 'sdss'; did you mean 'sds'"):
+        text_to_3d("a box", out=tmp_path / "run", method="sdss")
     assert not (tmp_path / "run").exists()
 
 
