@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from rl3d.text_to_3d.ranges import need, need_not_negative, need_share
 from rl3d.text_to_3d.schedule import Schedule
 
-MethodName = Literal["mvdream", "sds", "dreamreward", "dreamdpo", "rewardsds"]
+MethodName = Literal["mvdream", "sds", "dreamreward", "dreamdpo", "rewardsds", "ism", "vsd"]
 METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
 
 
@@ -73,6 +73,35 @@ class RewardSDSOptions:
 
 
 @dataclass(frozen=True)
+class ISMOptions:
+    """ISM (LucidDreamer, Liang et al. 2023, arXiv 2311.11284)."""
+
+    gap: Schedule = field(default_factory=lambda: Schedule(((0.0, 0.1), (0.3, 0.08))))  # delta_T, at most half of t
+    inversion_steps: int = 3  # predictions on the way from the render to x_s
+    first: float = 0.1  # noise level at which the inversion begins
+
+    def __post_init__(self) -> None:
+        values = list(self.gap.values)
+        need(all(0 < v < 1 for v in values), f"method.ism.gap must lie in (0, 1) everywhere, got {values}")
+        need(self.inversion_steps >= 1, f"method.ism.inversion_steps must be at least 1, got {self.inversion_steps}")
+        need(0 < self.first < 1, f"method.ism.first must lie in (0, 1), got {self.first}")
+
+
+@dataclass(frozen=True)
+class VSDOptions:
+    """VSD (ProlificDreamer, Wang et al. 2023, arXiv 2305.16213)."""
+
+    rank: int = 4  # of the adapter
+    rate: float = 1e-3  # Adam's, for the adapter
+    steps: int = 1  # of the adapter per step of the scene
+
+    def __post_init__(self) -> None:
+        need(self.rank >= 1, f"method.vsd.rank must be at least 1, got {self.rank}")
+        need(0 < self.rate < 1, f"method.vsd.rate must lie in (0, 1), got {self.rate}")
+        need(self.steps >= 1, f"method.vsd.steps must be at least 1, got {self.steps}")
+
+
+@dataclass(frozen=True)
 class MethodOptions:
     """Which method distils, and its settings; those of the other methods have no effect."""
 
@@ -85,6 +114,8 @@ class MethodOptions:
     dreamreward: DreamRewardOptions = field(default_factory=DreamRewardOptions)
     dreamdpo: DreamDPOOptions = field(default_factory=DreamDPOOptions)
     rewardsds: RewardSDSOptions = field(default_factory=RewardSDSOptions)
+    ism: ISMOptions = field(default_factory=ISMOptions)
+    vsd: VSDOptions = field(default_factory=VSDOptions)
 
     def __post_init__(self) -> None:
         need(self.name in METHOD_NAMES, f"method.name must be one of {', '.join(METHOD_NAMES)}, got {self.name!r}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rl3d.errors import ConfigError, InputError
+from rl3d.priors.low_rank import AdaptablePrior
 from rl3d.priors.protocol import Prior, PromptEmbedding
 from rl3d.rewards.embedded import load, refuse_gold
 from rl3d.rewards.judges import Judge
@@ -17,18 +18,21 @@ from rl3d.rewards.protocol import Reward
 from rl3d.text_to_3d.dreamdpo import dreamdpo
 from rl3d.text_to_3d.dreamreward import dreamreward
 from rl3d.text_to_3d.engine import Guidance, Shot
+from rl3d.text_to_3d.ism import ism
 from rl3d.text_to_3d.method_options import MethodOptions
 from rl3d.text_to_3d.rewardsds import rewardsds
 from rl3d.text_to_3d.sds import sds
+from rl3d.text_to_3d.vsd import vsd
 
 
 @dataclass(frozen=True)
 class Method:
-    """A method's step, and what it needs: a reward, one whose gradient reaches the images."""
+    """A method's step, and what it needs: a reward; one whose gradient reaches the images; a prior to be adapted."""
 
     step: Callable[[Shot], Guidance]
     reward: bool = False
     differentiable: bool = False
+    adapts: bool = False
 
 
 METHODS: dict[str, Method] = {
@@ -37,6 +41,8 @@ METHODS: dict[str, Method] = {
     "dreamreward": Method(dreamreward, reward=True, differentiable=True),
     "dreamdpo": Method(dreamdpo, reward=True),
     "rewardsds": Method(rewardsds, reward=True),
+    "ism": Method(ism),
+    "vsd": Method(vsd, adapts=True),
 }
 
 
@@ -65,11 +71,16 @@ def guide_for(options: MethodOptions, prior: Prior, reward: Reward | None = None
 
     Raises:
         InputError: the reward is the gold judge, no reward at all, of another number of views than the prior, or
-            without gradients where the method needs them.
+            without gradients where the method needs them; or the prior cannot be adapted and the method does that.
         ConfigError: a reward was given to a method without one.
         AssetError: the embedded reward's files are missing or broken.
     """
     method = METHODS[options.name]
+    if method.adapts and not isinstance(prior, AdaptablePrior):
+        raise InputError(
+            f"method {options.name} trains a copy of the prior, which {prior.name} has no adapter for; leave --prior "
+            "out for the embedded one, or choose another --method"
+        )
     if not method.reward:
         if reward is not None:
             rewarded = ", ".join(name for name, m in METHODS.items() if m.reward)
@@ -120,7 +131,7 @@ def reward_summary(rows: list[Mapping[str, Any]]) -> dict[str, float]:
     The log's "reward" is "score" here, beside "reward" with the reward's name.
     """
     last = rows[-max(1, len(rows) // 4) :] if rows else []
-    own = ("reward", "spread", "gap", "gate", "weight_best", "weight_worst", "balance", "dropped")
+    own = ("reward", "spread", "gap", "gate", "weight_best", "weight_worst", "balance", "dropped", "phi_loss")
     found = {name: [float(r[name]) for r in last if name in r] for name in own}
     means = {name: round(sum(values) / len(values), 6) for name, values in found.items() if values}
     return {"score" if name == "reward" else name: value for name, value in means.items()}

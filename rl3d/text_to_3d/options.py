@@ -141,8 +141,9 @@ class GenerateOptions:
     def __post_init__(self) -> None:
         need(self.seed >= 0, f"seed must not be negative, got {self.seed}; give 0 or more")
         need(self.best_of >= 1, f"best_of must be at least 1, got {self.best_of}")
-        plain = self.method.name == "sds" and self.distill.rescale > 0 and self.distill.steps > 0
-        need(not plain, "method sds has no rescale; set distill.rescale=0, or take --method sds, which does")
+        plain = self.method.name in ("sds", "vsd", "ism") and self.distill.rescale > 0 and self.distill.steps > 0
+        name = self.method.name
+        need(not plain, f"method {name} has no rescale; set distill.rescale=0, or take --method {name}, which does")
 
 
 def method_preset(name: str) -> Path:
