@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rl3d.cameras import Cameras
+from rl3d.errors import InputError
 from rl3d.priors.protocol import Prior, PromptEmbedding
 from rl3d.text_to_3d.engine import Shot, balanced
 from rl3d.text_to_3d.methods import Guide
@@ -96,6 +97,7 @@ def distill_step(
             guide.reward,
             generator,
             depths,
+            getattr(state, "mesh", None) if method.scene == "sdf" else None,
             guide.memory,
         )
     )
@@ -109,8 +111,15 @@ def distill_step(
         memory |= means
         gradient = gradient + factor / scale * guidance.push
         numbers["balance"] = factor
-    numbers |= guidance.numbers
     loss = (images * gradient).sum()
+    if guidance.scene_loss is not None:
+        leaves = list(state.tensors.values())
+        pull, push = (_flat_gradient(part, leaves) for part in (loss * x.numel(), guidance.scene_loss))
+        factor, means = balanced(pull, push, guidance.strength, method.reward, memory)
+        memory |= means
+        loss = loss + factor / x.numel() * guidance.scene_loss
+        numbers["balance"] = factor
+    numbers |= guidance.numbers
     loss = loss + options.layers_weight * layers.mean()
     if anchor is not None and options.anchor_weight > 0:
         seen = state.render(anchor.cameras)
@@ -120,6 +129,16 @@ def distill_step(
     state.descend(loss, 1.0 - 0.7 * progress, smallest_scale(cameras))
     guide.memory = memory
     return numbers
+
+
+def _flat_gradient(loss: Tensor, leaves: list[Tensor]) -> Tensor:
+    """The gradient of a loss by all leaves as one vector; the graph stays."""
+    slopes = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+    flat = [torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, slopes)]
+    vector = torch.cat([part.flatten() for part in flat])
+    if not bool(torch.isfinite(vector).all()):
+        raise InputError("a gradient on the scene is not finite; lower method.reward.weight, or check the reward")
+    return vector
 
 
 def distill_rates(options: DistillOptions) -> Rates:

@@ -26,4 +26,5 @@ def dreamreward(shot: Shot) -> Guidance:
     scores, push = reward_gradient(shot, images, None if predicted else shot.depths)
     assert shot.reward is not None
     memory = watch_constant(shot.memory, scores, shot.reward.name)
-    return Guidance(target, push.to(shot.images), strength, {"reward": float(scores.mean())}, memory)
+    numbers = {"reward": float(scores.mean())}
+    return Guidance(target, push.to(shot.images), strength=strength, numbers=numbers, memory=memory)

@@ -11,7 +11,7 @@ Its state is the `memory` of the shot: tensors by name, which the checkpoint hol
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +21,7 @@ from rl3d.cameras import Cameras
 from rl3d.errors import InputError, RL3DError
 from rl3d.priors.protocol import Prior, PromptEmbedding
 from rl3d.rewards.protocol import Reward, RewardInput, check_scores
+from rl3d.scenes.mesh import Mesh
 from rl3d.text_to_3d.method_options import MethodOptions, RewardOptions
 from rl3d.text_to_3d.options import DistillOptions
 from rl3d.text_to_3d.pictures import reward_input
@@ -41,6 +42,7 @@ class Shot:
         t: noise level in (0, 1), shared by all. progress: of the run, in [0, 1].
         depths: [B, V, 1, H, W] of the renders, metres, or None.
         distill, method: options. reward: None for methods without one.
+        surface: gives the scene's mesh at a resolution, differentiable to the scene; None for scenes without one.
         generator: the step's random numbers. memory: what the method left in the step before.
     """
 
@@ -56,6 +58,7 @@ class Shot:
     reward: Reward | None
     generator: torch.Generator
     depths: Tensor | None = None
+    surface: Callable[[int], Mesh] | None = None
     memory: Memory = field(default_factory=dict)
 
     def noise(self, count: int) -> Tensor:
@@ -74,12 +77,15 @@ class Guidance:
     Attributes:
         target: [B, V, c, h, w] where the renders are pulled to.
         push: [B, V, C, H, W] a gradient on the images that is descended too, d(-reward) / d(images), before it is
-            balanced; None where there is none. strength: the weight of the push, see `balanced`.
+            balanced; None where there is none.
+        scene_loss: a scalar on the scene itself that is descended too, balanced in the same way; None without one.
+        strength: the weight of push or scene_loss, see `balanced`.
         numbers: for the log. memory: entries that changed.
     """
 
     target: Tensor
     push: Tensor | None = None
+    scene_loss: Tensor | None = None
     strength: float = 0.0
     numbers: Mapping[str, float] = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)

@@ -10,7 +10,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,11 +31,11 @@ from rl3d.runs import Run, read_metrics
 from rl3d.scenes.gaussians import Gaussians
 from rl3d.text_to_3d import lift
 from rl3d.text_to_3d.distill import Anchor, distill_rates, distill_step
-from rl3d.text_to_3d.finish import finish_asset
-from rl3d.text_to_3d.method_options import MethodOptions
+from rl3d.text_to_3d.finish import ASSET, FIELD, SPLATS, finish_asset
 from rl3d.text_to_3d.methods import Guide, check_prompt, guide_for, reward_summary
-from rl3d.text_to_3d.options import GenerateOptions, method_preset
+from rl3d.text_to_3d.options import GenerateOptions, method_preset, recorded
 from rl3d.text_to_3d.pictures import to_rgba
+from rl3d.text_to_3d.scene import SceneState, begin_scene, finished, load_scene
 from rl3d.text_to_3d.splats import SplatState, load_memory
 
 RING_STRENGTH = 0.9  # how far a later ring's renders are noised before the prior repaints them
@@ -43,12 +43,16 @@ RING_STRENGTH = 0.9  # how far a later ring's renders are noised before the prio
 
 @dataclass(frozen=True)
 class Result:
-    """What `generate` leaves: paths in the run folder, the splats and the report."""
+    """What `generate` leaves: paths in the run folder, the scene and the report.
+
+    `splats` and `gaussians` are None where voxels were distilled (`method.scene`); then there is `field`.
+    """
 
     asset: Path
-    splats: Path
-    gaussians: Gaussians
+    splats: Path | None
+    gaussians: Gaussians | None
     report: dict[str, Any]
+    field: Path | None = None
 
 
 def generator_for(seed: int, *keys: int) -> torch.Generator:
@@ -187,10 +191,8 @@ def generate(
     options = options or GenerateOptions()
     progress = progress or Progress(silent=True)
     out = Path(out)
-    config = {"prompt": prompt, "prior": prior if isinstance(prior, str | None) else prior.name, **asdict(options)}
-    if options.method == MethodOptions():
-        del config["method"]  # so that runs from before there was a choice can be resumed
-    elif reward is not None:
+    config = {"prompt": prompt, "prior": prior if isinstance(prior, str | None) else prior.name, **recorded(options)}
+    if reward is not None:
         config["reward"] = reward.name
     with Run.open(out, config, sys.argv, resume=resume) as run:
         checkpoints = out / "checkpoints"
@@ -212,12 +214,12 @@ def generate(
             _draft(run, model, prompt, embedding, options, i, checkpoints, progress)
         chosen = _choose(run, prompt, options, checkpoints, progress)
         state = _distill(run, model, embedding, options, guide, chosen, checkpoints, progress)
-        gaussians = state.gaussians()
-        if len(gaussians) == 0:
+        scene = finished(state)
+        if isinstance(scene, Gaussians) and len(scene) == 0:
             raise InputError("the optimisation ended with an empty scene; try another --seed or fewer distill.steps")
         if "warning" in run.stages.get("choose", {}):
             notes.append(run.stages["choose"]["warning"])
-        report = finish_asset(run, gaussians, prompt, options, out, progress, shaded=model.baked_light)
+        report = finish_asset(run, scene, prompt, options, out, progress, shaded=model.baked_light)
         report = {
             "prompt": prompt,
             "seed": options.seed,
@@ -229,7 +231,9 @@ def generate(
             **report,
         }
         run.finish(report)
-    return Result(out / "asset.glb", out / "asset.ply", gaussians, report)
+    if isinstance(scene, Gaussians):
+        return Result(out / ASSET, out / SPLATS, scene, report)
+    return Result(out / ASSET, None, None, report, out / FIELD)
 
 
 def candidate_seed(options: GenerateOptions, i: int) -> int:
@@ -332,16 +336,18 @@ def _distill(
     chosen: int,
     checkpoints: Path,
     progress: Progress,
-) -> SplatState:
+) -> SceneState:
     """The chosen candidate after score distillation, from its last checkpoint if there is one."""
     o, file, place = options.distill, checkpoints / "distill.safetensors", device_of(prior)
     if file.exists() or (run.is_done("distill") and o.steps > 0):
-        state = SplatState.load(file, distill_rates(o), place)
+        state = load_scene(file, guide.options, distill_rates(o), place)
         guide.memory = load_memory(file, place)
     else:
         lifted = SplatState.load(checkpoints / f"lift-{chosen}.safetensors", distill_rates(o), place)
-        state = SplatState.start(lifted.tensors, distill_rates(o))
-    if run.is_done("distill") or o.steps == 0:
+        if o.steps == 0:
+            return lifted
+        state = begin_scene(lifted, guide.options, distill_rates(o))
+    if run.is_done("distill"):
         return state
     anchor = None
     if prior.n_views > 1 and prior.has_alpha:

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 from rl3d.text_to_3d.ranges import need, need_not_negative, need_share
 from rl3d.text_to_3d.schedule import Schedule
 
-MethodName = Literal["mvdream", "sds", "dreamreward", "dreamdpo", "rewardsds", "ism", "vsd"]
+MethodName = Literal["mvdream", "sds", "dreamreward", "dreamdpo", "rewardsds", "ism", "vsd", "dreamcs"]
 METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
 
 
@@ -102,6 +102,17 @@ class VSDOptions:
 
 
 @dataclass(frozen=True)
+class DreamCSOptions:
+    """DreamCS (Zou et al. 2025, arXiv 2506.09814)."""
+
+    resolution: int = 48  # samples a side of the iso-surface's grid
+
+    def __post_init__(self) -> None:
+        message = f"method.dreamcs.resolution must lie in [8, 256], got {self.resolution}"
+        need(8 <= self.resolution <= 256, message)
+
+
+@dataclass(frozen=True)
 class MethodOptions:
     """Which method distils, and its settings; those of the other methods have no effect."""
 
@@ -110,15 +121,21 @@ class MethodOptions:
     weighting: Literal["x0", "sds", "uniform"] = "x0"
     batch: Schedule | None = None  # view groups a step over the run, instead of distill.batch
     resolution: Schedule | None = None  # share of the prior's image size that is rendered, then enlarged to it
+    scene: Literal["gaussians", "field", "sdf"] = "gaussians"  # what is distilled: splats, or voxels made of them
+    voxels: int = 64  # samples a side of a field or sdf scene
     reward: RewardOptions = field(default_factory=RewardOptions)
     dreamreward: DreamRewardOptions = field(default_factory=DreamRewardOptions)
     dreamdpo: DreamDPOOptions = field(default_factory=DreamDPOOptions)
     rewardsds: RewardSDSOptions = field(default_factory=RewardSDSOptions)
     ism: ISMOptions = field(default_factory=ISMOptions)
     vsd: VSDOptions = field(default_factory=VSDOptions)
+    dreamcs: DreamCSOptions = field(default_factory=DreamCSOptions)
 
     def __post_init__(self) -> None:
         need(self.name in METHOD_NAMES, f"method.name must be one of {', '.join(METHOD_NAMES)}, got {self.name!r}")
+        need(8 <= self.voxels <= 256, f"method.voxels must lie in [8, 256], got {self.voxels}")
+        surface = self.name != "dreamcs" or self.scene == "sdf"
+        need(surface, "method dreamcs judges a surface; set method.scene=sdf, or take --method dreamcs, which does")
         for value in self.batch.values if self.batch else ():
             need(value >= 1, f"method.batch must be at least 1 everywhere, got {value}")
         for value in self.resolution.values if self.resolution else ():

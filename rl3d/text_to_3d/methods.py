@@ -12,14 +12,16 @@ from torch import Tensor
 from rl3d.errors import ConfigError, InputError
 from rl3d.priors.low_rank import AdaptablePrior
 from rl3d.priors.protocol import Prior, PromptEmbedding
-from rl3d.rewards.embedded import load, refuse_gold
+from rl3d.rewards.embedded import JudgeReward, load, refuse_gold
 from rl3d.rewards.judges import Judge
 from rl3d.rewards.protocol import Reward
+from rl3d.text_to_3d.dreamcs import dreamcs
 from rl3d.text_to_3d.dreamdpo import dreamdpo
 from rl3d.text_to_3d.dreamreward import dreamreward
 from rl3d.text_to_3d.engine import Guidance, Shot
 from rl3d.text_to_3d.ism import ism
 from rl3d.text_to_3d.method_options import MethodOptions
+from rl3d.text_to_3d.pictures import reward_input
 from rl3d.text_to_3d.rewardsds import rewardsds
 from rl3d.text_to_3d.sds import sds
 from rl3d.text_to_3d.vsd import vsd
@@ -43,6 +45,7 @@ METHODS: dict[str, Method] = {
     "rewardsds": Method(rewardsds, reward=True),
     "ism": Method(ism),
     "vsd": Method(vsd, adapts=True),
+    "dreamcs": Method(dreamcs, reward=True, differentiable=True),
 }
 
 
@@ -109,20 +112,17 @@ def _check_reward(reward: Any, method: str, prior: Prior, differentiable: bool) 
 
 
 def check_prompt(guide: Guide, prior: Prior, prompt: PromptEmbedding) -> None:
-    """Ask the reward about blank views once, so that a prompt that it cannot judge is refused before any work.
+    """Ask the embedded judge about blank views, so that a prompt that it cannot judge is refused before any work.
 
     Raises:
-        InputError: as the reward's.
+        InputError: the judge knows no word of the prompt.
     """
-    if guide.reward is None:
+    if not isinstance(guide.reward, JudgeReward):  # a user's own may want a mesh, or a fee
         return
-    from rl3d.text_to_3d.pictures import reward_input
-
-    channels = 4 if prior.has_alpha else 3
-    blank = torch.zeros(1, prior.n_views, channels, prior.image_size, prior.image_size)
     cameras = prior.cameras(0.0, 0.0)
+    shape = (1, prior.n_views, 4 if prior.has_alpha else 3, prior.image_size, prior.image_size)
     with torch.no_grad():
-        guide.reward(reward_input(blank.to(cameras.device), prior, cameras, prompt.prompts[:1]))
+        guide.reward(reward_input(torch.zeros(shape, device=cameras.device), prior, cameras, prompt.prompts[:1]))
 
 
 def reward_summary(rows: list[Mapping[str, Any]]) -> dict[str, float]:
@@ -131,7 +131,7 @@ def reward_summary(rows: list[Mapping[str, Any]]) -> dict[str, float]:
     The log's "reward" is "score" here, beside "reward" with the reward's name.
     """
     last = rows[-max(1, len(rows) // 4) :] if rows else []
-    own = ("reward", "spread", "gap", "gate", "weight_best", "weight_worst", "balance", "dropped", "phi_loss")
+    own = ("reward", "spread", "gap", "gate", "weight_best", "weight_worst", "balance", "dropped", "phi_loss", "faces")
     found = {name: [float(r[name]) for r in last if name in r] for name in own}
     means = {name: round(sum(values) / len(values), 6) for name, values in found.items() if values}
     return {"score" if name == "reward" else name: value for name, value in means.items()}

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from rl3d.config import preset_path
+from rl3d.config import preset_path, to_dict
 from rl3d.errors import ConfigError, nearest
 from rl3d.text_to_3d.method_options import METHOD_NAMES, MethodOptions
 from rl3d.text_to_3d.ranges import need, need_not_negative
@@ -144,6 +145,17 @@ class GenerateOptions:
         plain = self.method.name in ("sds", "vsd", "ism") and self.distill.rescale > 0 and self.distill.steps > 0
         name = self.method.name
         need(not plain, f"method {name} has no rescale; set distill.rescale=0, or take --method {name}, which does")
+
+
+def recorded(options: GenerateOptions) -> dict[str, Any]:
+    """Plain values for a record of what was asked for.
+
+    The default method is left out, so that what was begun before there was a choice can be resumed.
+    """
+    values: dict[str, Any] = to_dict(options)
+    if options.method == MethodOptions():
+        del values["method"]
+    return values
 
 
 def method_preset(name: str) -> Path:

@@ -20,7 +20,7 @@ from tiny_world import load_tool, random_prior
 from rl3d.errors import AssetError, ConfigError, InputError
 from rl3d.priors.embedded import EmbeddedPrior
 from rl3d.runs import read_metrics, status
-from rl3d.scenes import Gaussians, Mesh
+from rl3d.scenes import Field, Gaussians, Mesh
 from rl3d.text_to_3d import finish
 from rl3d.text_to_3d.generate import (
     candidate_seed,
@@ -248,8 +248,28 @@ def test_a_rewarded_run_reports_its_method_and_resumes(
             generate("a red box", options, killed, prior=prior)
     generate("a red box", options, killed, prior=prior, resume=True)
     assert_same(kept, killed)
-    with pytest.raises(ConfigError, match=r"begun with method\.dreamdpo\.scale"):
+    with pytest.raises(ConfigError, match=r"begun with method\."):
         generate("a red box", TINY, killed, prior=prior, resume=True)
+
+
+def test_dreamcs_runs_on_a_signed_distance_and_resumes(
+    prior: EmbeddedPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(TINY, method=MethodOptions(name="dreamcs", scene="sdf", voxels=16), seed=2)
+    options = replace(options, distill=replace(TINY.distill, steps=4), sample=replace(TINY.sample, candidates=1))
+    kept, killed = tmp_path / "kept", tmp_path / "killed"
+    result = generate("a red box", options, kept, prior=prior)
+    assert result.gaussians is None and result.field == kept / "asset.safetensors" and result.splats is None
+    assert Field.load(kept / "asset.safetensors").kind == "sdf" and not (kept / "asset.ply").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "distill_step", fails_at(3, module.distill_step))
+        with pytest.raises(Stop):
+            generate("a red box", options, killed, prior=prior)
+    generate("a red box", options, killed, prior=prior, resume=True)
+    for name in ("asset.safetensors", "asset.glb"):
+        assert (kept / name).read_bytes() == (killed / name).read_bytes()
+    rows = [r for r in read_metrics(kept / "metrics.jsonl") if r["stage"] == "distill"]
+    assert rows[-1]["faces"] > 0 and result.report["method"]["name"] == "dreamcs"
 
 
 def test_the_default_method_leaves_the_configuration_as_it_was(whole: Path) -> None:

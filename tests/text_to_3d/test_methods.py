@@ -14,6 +14,7 @@ from tiny_world import random_prior
 from rl3d.config import preset_names, preset_path, resolve
 from rl3d.errors import ConfigError, InputError
 from rl3d.priors.embedded import EmbeddedPrior
+from rl3d.priors.protocol import PromptEmbedding
 from rl3d.rewards.protocol import Reward, RewardInput
 from rl3d.text_to_3d.distill import distill_rates, distill_step, random_orbits
 from rl3d.text_to_3d.lift import start_from_ball
@@ -25,7 +26,7 @@ from rl3d.text_to_3d.method_options import (
     RewardOptions,
     RewardSDSOptions,
 )
-from rl3d.text_to_3d.methods import METHODS, Guide, guide_for, reward_summary
+from rl3d.text_to_3d.methods import METHODS, Guide, check_prompt, guide_for, reward_summary
 from rl3d.text_to_3d.options import DistillOptions, GenerateOptions, LiftOptions, method_preset
 from rl3d.text_to_3d.pictures import prior_images
 from rl3d.text_to_3d.rescale import rescale_cfg
@@ -33,6 +34,7 @@ from rl3d.text_to_3d.schedule import Schedule
 from rl3d.text_to_3d.splats import SplatState, load_memory, smallest_scale
 
 STEPS = 6
+ON_SPLATS = [name for name in METHOD_NAMES if name != "dreamcs"]  # that one is at home in test_voxels.py
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +92,7 @@ def test_the_default_step_is_mvdreams_loss_to_the_last_bit(prior: EmbeddedPrior)
         assert all(torch.equal(v, twin.tensors[k]) for k, v in state.tensors.items())
 
 
-@pytest.mark.parametrize("name", METHOD_NAMES)
+@pytest.mark.parametrize("name", ON_SPLATS)
 def test_a_killed_run_resumes_to_the_same_scene(name: str, prior: EmbeddedPrior, tmp_path: Path) -> None:
     """From a checkpoint after three of six steps: leaves, Adam, memory and log, all equal to the last bit."""
     options = options_of(name)
@@ -110,7 +112,7 @@ def test_a_killed_run_resumes_to_the_same_scene(name: str, prior: EmbeddedPrior,
         assert guide.memory and "reward" in rows[0]
 
 
-@pytest.mark.parametrize("name", [n for n in METHOD_NAMES if METHODS[n].reward])
+@pytest.mark.parametrize("name", [n for n in ON_SPLATS if METHODS[n].reward])
 def test_a_reward_steers_the_scene(name: str, prior: EmbeddedPrior) -> None:
     """Against the same seeds with the opposite reward, the scene ends redder."""
     options = options_of(name)
@@ -200,6 +202,13 @@ def test_rewards_are_checked_before_a_run(prior: EmbeddedPrior) -> None:
         guide_for(replace(dpo, reward=RewardOptions(name="jugde")), prior)
     with pytest.raises(ConfigError, match="method mvdream uses no reward; choose one of dreamreward, dreamdpo"):
         guide_for(MethodOptions(), prior, scored_by(redness))
+
+
+def test_a_prompt_that_the_judge_cannot_judge_is_refused(prior: EmbeddedPrior) -> None:
+    guide = guide_for(MethodOptions(name="dreamdpo"), prior)
+    check_prompt(guide, prior, prior.encode_prompt("a red box"))
+    with pytest.raises(InputError, match="knows no word of 'zyzzyva'"):
+        check_prompt(guide, prior, PromptEmbedding(None, None, ["zyzzyva"]))
 
 
 def test_the_gold_judge_itself_is_refused(prior: EmbeddedPrior) -> None:
