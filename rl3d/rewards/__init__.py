@@ -1,5 +1,6 @@
 """Judges: what a reward is, the two embedded ones, and scoring with them."""
 
+from rl3d.rewards.divergence import cauchy_schwarz_divergence as cauchy_schwarz_divergence
 from rl3d.rewards.embedded import JudgeReward as JudgeReward
 from rl3d.rewards.embedded import load as load
 from rl3d.rewards.judges import Judge as Judge
