@@ -30,6 +30,7 @@ RESULT_FILES = (
     "report.html",
     "asset.glb",
     "asset.ply",
+    "asset.safetensors",
     "turntable.webp",
     "views.png",
 )

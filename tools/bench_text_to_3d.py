@@ -61,7 +61,8 @@ from rl3d.rewards.judges import JANUS
 from rl3d.rewards.score import LOOKS, colour_seen
 from rl3d.scenes.mesh import Mesh
 from rl3d.text_to_3d.generate import generate, sample_views, view_judge
-from rl3d.text_to_3d.options import GenerateOptions
+from rl3d.text_to_3d.methods import METHODS as DISTILLATIONS
+from rl3d.text_to_3d.options import GenerateOptions, recorded
 
 ROOT = Path(__file__).resolve().parents[1]
 # Nouns with at least 4 training assets that look like one thing, each once; "chest" and "potion", but not "bottle".
@@ -115,9 +116,10 @@ class Bench:
         """What a run's result depends on; a folder made with something else is not taken for it."""
         options = replace(self.methods[job.method], seed=job.seed)
         made_by = ["prior"] if self.prior.name == "embedded" else []
-        made_by += ["judge_reward"] if options.best_of > 1 else []
+        judged = options.best_of > 1 or DISTILLATIONS[options.method.name].reward
+        made_by += ["judge_reward"] if judged else []
         models = digest([self.prior.name, *(self.models.get(name) for name in made_by)])
-        return {"options": config.to_dict(options), "models": models}
+        return {"options": recorded(options), "models": models}
 
     def gold_digest(self) -> str:
         return digest(self.models.get("judge_gold"))

@@ -11,6 +11,7 @@ from rl3d import config, runs
 from rl3d.cli import checks
 from rl3d.errors import ConfigError, RL3DError
 from rl3d.progress import Progress
+from rl3d.text_to_3d.method_options import METHOD_NAMES
 
 if TYPE_CHECKING:
     from rl3d.text_to_3d.options import GenerateOptions
@@ -19,6 +20,7 @@ EPILOG = """examples:
   rl3d generate "a small wooden barrel" --out runs/barrel
   rl3d generate "a red chest" --preset draft --best-of 4 --seed 7
   rl3d generate "a castle" --set distill.steps=400 --out runs/castle
+  rl3d generate "a red chest" --method dreamdpo
 
 The folder then holds asset.glb (mesh), asset.ply (Gaussian splats), turntable.webp, views.png, report.json,
 metrics.jsonl and what the run was asked for. The path of asset.glb is printed on stdout."""
@@ -29,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", metavar="PROMPT", help="what to make, in quotes")
     parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/ and the prompt's words and seed)")
     parser.add_argument("--preset", default="default", metavar="NAME", help="default, draft, or a YAML file's path")
+    parser.add_argument(
+        "--method", metavar="NAME", help=f"how the scene is distilled: {', '.join(METHOD_NAMES)} (default: mvdream)"
+    )
     parser.add_argument("--config", metavar="FILE", help="YAML file laid over the preset")
     parser.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="one setting; may be repeated"
@@ -83,8 +88,8 @@ def can_resume(args: argparse.Namespace) -> bool:
 
 
 def resolve_options(args: argparse.Namespace) -> GenerateOptions:
-    """The preset, then --config, then the options of the command line, then --set; imports no torch."""
-    from rl3d.text_to_3d.options import GenerateOptions
+    """The preset, the method's own preset, --config, the command line's options, then --set; imports no torch."""
+    from rl3d.text_to_3d.options import GenerateOptions, method_preset
 
     flags: dict[str, Any] = {}
     if args.seed is not None:
@@ -94,11 +99,18 @@ def resolve_options(args: argparse.Namespace) -> GenerateOptions:
     if args.negative_prompt is not None:
         flags["negative_prompt"] = args.negative_prompt
     layers: list[config.Layer] = [config.preset_path("generate", args.preset)]
+    if args.method is not None:
+        layers.append(method_preset(args.method))
     if args.config is not None:
         if not Path(args.config).is_file():
             raise ConfigError(f"no such file: --config {args.config}")
         layers.append(Path(args.config))
-    return config.resolve(GenerateOptions, [*layers, flags], args.overrides)
+    options = config.resolve(GenerateOptions, [*layers, flags], args.overrides)
+    if args.method is not None and options.distill.steps == 0:
+        raise ConfigError(
+            f"--method {args.method} has no effect: distill.steps is 0; add --set distill.steps=200 or drop --method"
+        )
+    return options
 
 
 def out_folder(args: argparse.Namespace) -> Path:

@@ -14,7 +14,7 @@ import copy
 import json
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +180,19 @@ class EmbeddedPrior:
             return x0, x0
         text, empty = x0.chunk(2)
         return empty + guidance * (text - empty), text
+
+    def linears(self) -> dict[str, Tensor]:
+        """The transformer blocks' weights [O, I] by name, see `rl3d.priors.low_rank.AdaptablePrior`."""
+        return {k: v for k, v in self.model.named_parameters() if k.startswith("blocks.") and k.endswith(".weight")}
+
+    def predict_x0_with(
+        self, weights: Mapping[str, Tensor], x_t: Tensor, t: Tensor, prompt: PromptEmbedding, cameras: Cameras
+    ) -> Tensor:
+        """x0 without guidance, some weights replaced; see `rl3d.priors.low_rank.AdaptablePrior`."""
+        b, v = x_t.shape[:2]
+        rays = patch_rays(camera_rows(cameras, b, v), self._grid).to(x_t).unflatten(0, (b, v))
+        arguments = (x_t.to(self.dtype), t.expand(b), rows(prompt.positive, b), rays)
+        return torch.func.functional_call(self.model, dict(weights), arguments).float()
 
     @torch.no_grad()
     def sample(

@@ -1,5 +1,6 @@
 """Judges: what a reward is, the two embedded ones, and scoring with them."""
 
+from rl3d.rewards.divergence import cauchy_schwarz_divergence as cauchy_schwarz_divergence
 from rl3d.rewards.embedded import JudgeReward as JudgeReward
 from rl3d.rewards.embedded import load as load
 from rl3d.rewards.janus import janus_rate as janus_rate
@@ -16,3 +17,4 @@ from rl3d.rewards.score import draft_score as draft_score
 from rl3d.rewards.score import judge_views as judge_views
 from rl3d.rewards.score import retrieval as retrieval
 from rl3d.rewards.score import score_asset as score_asset
+from rl3d.rewards.yes_no import yes_no as yes_no

@@ -1,27 +1,27 @@
-"""Score distillation in x0 form from random orbits (MVDream, Shi et al. 2023, arXiv 2308.16512, section 3 and 4).
+"""One step of score distillation from a random orbit, whatever the method: render, ask the method, descend.
 
-One step: render V views x of a random orbit, noise them to a level t that is annealed over the run, let the prior say
-how the clean views x0 should look, and pull the render towards them:
-
-    L = 1/2 |x - sg(x0~)|^2,   x0~ = rho f x0_cfg + (1 - rho) x0_cfg,   f = std(x0_text) / std(x0_cfg)
-
-The released code's rho is 0.5. The prior here is a pixel model, whose empty background is not zero but -1, so the
-rescale acts around each group's mean instead of around zero.
+V views of a random orbit are noised to a level t that is annealed over the run; the method says where they should go
+(`rl3d.text_to_3d.engine`); the scene follows, held by its anchor views and its own geometry term.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rl3d.cameras import Cameras
+from rl3d.errors import InputError
 from rl3d.priors.protocol import Prior, PromptEmbedding
-from rl3d.render.frames import Frames
+from rl3d.text_to_3d.engine import Shot, balanced
+from rl3d.text_to_3d.methods import Guide
 from rl3d.text_to_3d.options import DistillOptions
-from rl3d.text_to_3d.splats import Rates, SplatState, smallest_scale
+from rl3d.text_to_3d.pictures import prior_images
+from rl3d.text_to_3d.scene import SceneState
+from rl3d.text_to_3d.splats import Rates, smallest_scale
 
 
 @dataclass(frozen=True)
@@ -37,37 +37,6 @@ def level_range(options: DistillOptions, progress: float) -> tuple[float, float]
     return tuple(a + (b - a) * progress for a, b in (options.t_min, options.t_max))  # type: ignore[return-value]
 
 
-def prior_images(frames: Frames, prior: Prior) -> Tensor:
-    """Frames over black as the images [V, C, H, W] that the prior works on; differentiable."""
-    if prior.has_alpha:
-        return torch.cat([frames.rgb, frames.alpha], 1)
-    return frames.rgb + (1 - frames.alpha) * prior.background
-
-
-def rescale_cfg(x0_cfg: Tensor, x0_text: Tensor, rho: float) -> Tensor:
-    """MVDream's guard against over-saturation, per group: [B, V, c, h, w] each."""
-    dims = (1, 2, 3, 4)
-    mean = x0_cfg.mean(dims, keepdim=True)
-    f = x0_text.std(dims, keepdim=True) / x0_cfg.std(dims, keepdim=True).clamp_min(1e-6)
-    return mean + (rho * f + (1 - rho)) * (x0_cfg - mean)
-
-
-def x0_target(
-    prior: Prior,
-    latents: Tensor,
-    prompt: PromptEmbedding,
-    cameras: Cameras,
-    t: Tensor,
-    noise: Tensor,
-    options: DistillOptions,
-) -> Tensor:
-    """x0~ of renders `latents` [B, V, c, h, w] at noise levels `t` [B]; no gradient."""
-    with torch.no_grad():
-        x_t = prior.add_noise(latents, noise, t)
-        x0_cfg, x0_text = prior.predict_x0(x_t, t, prompt, cameras, options.guidance)
-        return rescale_cfg(x0_cfg, x0_text, options.rescale)
-
-
 def random_orbits(prior: Prior, options: DistillOptions, generator: torch.Generator) -> Cameras:
     """`batch` groups of the prior's cameras at random azimuth and elevation."""
     groups = []
@@ -79,38 +48,97 @@ def random_orbits(prior: Prior, options: DistillOptions, generator: torch.Genera
 
 
 def distill_step(
-    state: SplatState,
+    state: SceneState,
     prior: Prior,
     prompt: PromptEmbedding,
     anchor: Anchor | None,
     options: DistillOptions,
     generator: torch.Generator,
+    guide: Guide | None = None,
 ) -> dict[str, float]:
     """One optimisation step; returns numbers for the log.
 
-    The generator's state at the call decides the orbit and the noise, so a step can be repeated exactly.
+    The generator's state at the call and the guide's memory decide the orbit and the noise, so a step can be repeated
+    exactly.
+
+    Args:
+        guide: the method; None: MVDream's. Its memory moves on with the step.
     """
+    guide = guide or Guide()
+    method = guide.options
+    progress = state.step / max(options.steps, 1)
+    if method.batch is not None:
+        options = replace(options, batch=round(method.batch.at(progress)))
     cameras = random_orbits(prior, options, generator)
-    frames, layers = state.render_layers(cameras)
-    images = prior_images(frames, prior).unflatten(0, (options.batch, -1))
-    x = prior.to_latents(images)
-    low, high = level_range(options, state.step / max(options.steps, 1))
+    seen_by = cameras
+    if method.resolution is not None:
+        seen_by = cameras.resized(max(8, round(method.resolution.at(progress) * prior.image_size)))
+    frames, layers = state.render_layers(seen_by)
+    images = prior_images(frames, prior)
+    if images.shape[-1] != cameras.width:
+        images = F.interpolate(images, (cameras.height, cameras.width), mode="bilinear", align_corners=False)
+    images = images.unflatten(0, (options.batch, -1))  # [B, V, C, H, W]
+    leaf = images.detach().requires_grad_(True)
+    x = prior.to_latents(leaf)
+    low, high = level_range(options, progress)
     level = low + (high - low) * float(torch.rand((), generator=generator))
-    t = torch.full((options.batch,), level, device=x.device)
-    noise = torch.randn(x.shape, generator=generator).to(x)
-    x0 = x0_target(prior, x.detach(), prompt, cameras, t, noise, options)
-    if prior.has_alpha:
-        x0 = x0.clamp(-1, 1)
-    loss = 0.5 * ((x - x0) ** 2).mean()
-    numbers = {"t": level, "distance": float(loss.detach()), "layers": float(layers.detach().mean())}
+    depths = frames.depth.detach().unflatten(0, (options.batch, -1)) if seen_by is cameras else None
+    guidance = guide.method.step(
+        Shot(
+            prior,
+            prompt,
+            cameras,
+            leaf.detach(),
+            x.detach(),
+            level,
+            progress,
+            options,
+            method,
+            guide.reward,
+            generator,
+            depths,
+            getattr(state, "mesh", None) if method.scene == "sdf" else None,
+            guide.memory,
+        )
+    )
+    distance = 0.5 * ((x - guidance.target) ** 2).mean()
+    numbers = {"t": level, "distance": float(distance.detach()), "layers": float(layers.detach().mean())}
+    (gradient,) = torch.autograd.grad(distance, leaf)
+    memory = {**guide.memory, **guidance.memory}
+    if guidance.push is not None:
+        scale = x.numel()  # the mean over elements divides G by their number
+        factor, means = balanced(gradient * scale, guidance.push, guidance.strength, method.reward, memory)
+        memory |= means
+        gradient = gradient + factor / scale * guidance.push
+        numbers["balance"] = factor
+    loss = (images * gradient).sum()
+    if guidance.scene_loss is not None:
+        leaves = list(state.tensors.values())
+        pull, push = (_flat_gradient(part, leaves) for part in (loss * x.numel(), guidance.scene_loss))
+        factor, means = balanced(pull, push, guidance.strength, method.reward, memory)
+        memory |= means
+        loss = loss + factor / x.numel() * guidance.scene_loss
+        numbers["balance"] = factor
+    numbers |= guidance.numbers
     loss = loss + options.layers_weight * layers.mean()
     if anchor is not None and options.anchor_weight > 0:
         seen = state.render(anchor.cameras)
         kept = ((torch.cat([seen.rgb, seen.alpha], 1) - anchor.images) ** 2).mean()
         numbers["anchor"] = float(kept.detach())
         loss = loss + options.anchor_weight * kept
-    state.descend(loss, 1.0 - 0.7 * state.step / max(options.steps, 1), smallest_scale(cameras))
+    state.descend(loss, 1.0 - 0.7 * progress, smallest_scale(cameras))
+    guide.memory = memory
     return numbers
+
+
+def _flat_gradient(loss: Tensor, leaves: list[Tensor]) -> Tensor:
+    """The gradient of a loss by all leaves as one vector; the graph stays."""
+    slopes = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
+    flat = [torch.zeros_like(leaf) if slope is None else slope for leaf, slope in zip(leaves, slopes)]
+    vector = torch.cat([part.flatten() for part in flat])
+    if not bool(torch.isfinite(vector).all()):
+        raise InputError("a gradient on the scene is not finite; lower method.reward.weight, or check the reward")
+    return vector
 
 
 def distill_rates(options: DistillOptions) -> Rates:

@@ -17,11 +17,13 @@ from rl3d.render.render import render
 from rl3d.rewards.score import score_asset
 from rl3d.runs import Run
 from rl3d.scenes.facts import mesh_facts
+from rl3d.scenes.field import Field
 from rl3d.scenes.gaussians import Gaussians
 from rl3d.scenes.mesh import Mesh
 from rl3d.text_to_3d.options import GenerateOptions, MeshOptions
 
-ASSET, SPLATS, TURNTABLE, VIEWS = "asset.glb", "asset.ply", "turntable.webp", "views.png"
+ASSET, SPLATS, FIELD = "asset.glb", "asset.ply", "asset.safetensors"
+TURNTABLE, VIEWS = "turntable.webp", "views.png"
 EXPORT_STEPS = 8  # named stages inside the export, for the progress bar
 
 
@@ -40,12 +42,20 @@ def export_options(options: MeshOptions, shaded: bool) -> ExportOptions:
 
 
 def finish_asset(
-    run: Run, gaussians: Gaussians, prompt: str, options: GenerateOptions, out: Path, progress: Progress, shaded: bool
+    run: Run,
+    scene: Gaussians | Field,
+    prompt: str,
+    options: GenerateOptions,
+    out: Path,
+    progress: Progress,
+    shaded: bool,
 ) -> dict[str, Any]:
-    """Write asset.ply, asset.glb, turntable.webp and views.png into `out` and judge the written mesh.
+    """Write the scene, asset.glb, turntable.webp and views.png into `out` and judge the written mesh.
+
+    The scene is asset.ply, or asset.safetensors for a field.
 
     Args:
-        shaded: the splats' colours carry the embedded prior's light, which the mesh should not.
+        shaded: the scene's colours carry the embedded prior's light, which the mesh should not.
 
     Returns:
         "mesh" (facts), "export" (seconds, check against the scene in memory), "judges" and "warnings".
@@ -56,9 +66,9 @@ def finish_asset(
     facts_file = out / "checkpoints" / "mesh.json"
     if not run.is_done("mesh"):
         with run.stage("mesh"), progress.stage("mesh", EXPORT_STEPS) as stage:
-            gaussians.save(out / SPLATS)
+            scene.save(out / (SPLATS if isinstance(scene, Gaussians) else FIELD))
             export = export_options(options.mesh, shaded)
-            _, report = export_asset(gaussians, out / ASSET, export, on_stage=lambda name: stage.step(doing=name))
+            _, report = export_asset(scene, out / ASSET, export, on_stage=lambda name: stage.step(doing=name))
             write_json(facts_file, report)
     report = json.loads(facts_file.read_text(encoding="utf-8"))
     warnings = report.pop("warnings")
@@ -72,7 +82,7 @@ def finish_asset(
             frames, size = options.preview.frames, options.preview.size
             turntable(mesh, out / TURNTABLE, frames=frames, size=size, shading=shading)
             stage.step()
-            _views_picture(gaussians, mesh, out / VIEWS, size, shading)
+            _views_picture(scene, mesh, out / VIEWS, size, shading)
             stage.step()
     with run.stage("score"), progress.stage("score", 1) as stage:
         try:
@@ -85,9 +95,9 @@ def finish_asset(
 
 
 @torch.no_grad()
-def _views_picture(gaussians: Gaussians, mesh: Mesh, path: Path, size: int, shading: str) -> None:
-    """Four views of the splats above, the same of the written mesh below."""
+def _views_picture(scene: Gaussians | Field, mesh: Mesh, path: Path, size: int, shading: str) -> None:
+    """Four views of the scene above, the same of the written mesh below."""
     cameras = check_cameras(size)[::2]
-    splats = render(gaussians, cameras.to(gaussians.device), background=0.93).rgb.cpu()
+    drawn = render(scene, cameras.to(scene.device), background=0.93).rgb.cpu()
     solid = render(mesh, cameras, background=0.93, shading=shading, supersample=2).rgb
-    view_sheet(torch.cat([splats, solid]), path, columns=len(cameras))
+    view_sheet(torch.cat([drawn, solid]), path, columns=len(cameras))

@@ -9,8 +9,8 @@ import math
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,30 +20,39 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rl3d.cameras import Cameras
+from rl3d.config import resolve
 from rl3d.errors import AssetError, ConfigError, InputError, RL3DError, nearest
 from rl3d.files import atomic_path
 from rl3d.priors import load as load_prior
 from rl3d.priors.protocol import Prior, PromptEmbedding
 from rl3d.progress import Progress
-from rl3d.runs import Run
+from rl3d.rewards.protocol import Reward
+from rl3d.runs import Run, read_metrics
 from rl3d.scenes.gaussians import Gaussians
 from rl3d.text_to_3d import lift
 from rl3d.text_to_3d.distill import Anchor, distill_rates, distill_step
-from rl3d.text_to_3d.finish import finish_asset
-from rl3d.text_to_3d.options import GenerateOptions
-from rl3d.text_to_3d.splats import SplatState
+from rl3d.text_to_3d.finish import ASSET, FIELD, SPLATS, finish_asset
+from rl3d.text_to_3d.methods import Guide, check_prompt, guide_for, reward_summary
+from rl3d.text_to_3d.options import GenerateOptions, method_preset, recorded
+from rl3d.text_to_3d.pictures import to_rgba
+from rl3d.text_to_3d.scene import SceneState, begin_scene, finished, load_scene
+from rl3d.text_to_3d.splats import SplatState, load_memory
 
 RING_STRENGTH = 0.9  # how far a later ring's renders are noised before the prior repaints them
 
 
 @dataclass(frozen=True)
 class Result:
-    """What `generate` leaves: paths in the run folder, the splats and the report."""
+    """What `generate` leaves: paths in the run folder, the scene and the report.
+
+    `splats` and `gaussians` are None where voxels were distilled (`method.scene`); then there is `field`.
+    """
 
     asset: Path
-    splats: Path
-    gaussians: Gaussians
+    splats: Path | None
+    gaussians: Gaussians | None
     report: dict[str, Any]
+    field: Path | None = None
 
 
 def generator_for(seed: int, *keys: int) -> torch.Generator:
@@ -57,15 +66,6 @@ def generator_for(seed: int, *keys: int) -> torch.Generator:
 def device_of(prior: Prior) -> torch.device:
     """Where the prior's cameras live; the scene lives there too."""
     return prior.cameras(0.0, 0.0).device
-
-
-def to_rgba(images: Tensor, prior: Prior) -> Tensor:
-    """The prior's images [V, C, H, W] as premultiplied float32 RGBA; a plain background is keyed out by colour."""
-    images = images.float()
-    if prior.has_alpha:
-        return images
-    alpha = ((images - prior.background).abs().amax(1, keepdim=True) * 8 - 0.3).clamp(0, 1)
-    return torch.cat([images - (1 - alpha) * prior.background, alpha], 1).clamp(0, 1)
 
 
 def sample_views(
@@ -168,6 +168,7 @@ def generate(
     out: str | Path = "runs/asset",
     *,
     prior: str | Prior | None = None,
+    reward: Reward | None = None,
     device: str = "cpu",
     resume: bool = False,
     progress: Progress | None = None,
@@ -178,6 +179,7 @@ def generate(
         prompt: what to make.
         options: every stage's options; the defaults take about half a minute on 2 CPU cores.
         prior: None for the embedded model, a path or hub id (see `rl3d.priors.load`), or a prior object.
+        reward: for a method that uses one; None takes the embedded reward that the options name.
         resume: go on with the unfinished run in `out`; the result is the one an uninterrupted run would have given.
 
     Returns:
@@ -189,7 +191,9 @@ def generate(
     options = options or GenerateOptions()
     progress = progress or Progress(silent=True)
     out = Path(out)
-    config = {"prompt": prompt, "prior": prior if isinstance(prior, str | None) else prior.name, **asdict(options)}
+    config = {"prompt": prompt, "prior": prior if isinstance(prior, str | None) else prior.name, **recorded(options)}
+    if reward is not None:
+        config["reward"] = reward.name
     with Run.open(out, config, sys.argv, resume=resume) as run:
         checkpoints = out / "checkpoints"
         if not run.stages:  # nothing of this run can be there yet; what an earlier one left must not be taken for it
@@ -204,27 +208,32 @@ def generate(
         for note in notes:
             progress.note(f"warning: {note}")
 
+        guide = guide_for(options.method, model, reward, device)
+        check_prompt(guide, model, embedding)
         for i in range(options.best_of):
             _draft(run, model, prompt, embedding, options, i, checkpoints, progress)
         chosen = _choose(run, prompt, options, checkpoints, progress)
-        state = _distill(run, model, embedding, options, chosen, checkpoints, progress)
-        gaussians = state.gaussians()
-        if len(gaussians) == 0:
+        state = _distill(run, model, embedding, options, guide, chosen, checkpoints, progress)
+        scene = finished(state)
+        if isinstance(scene, Gaussians) and len(scene) == 0:
             raise InputError("the optimisation ended with an empty scene; try another --seed or fewer distill.steps")
         if "warning" in run.stages.get("choose", {}):
             notes.append(run.stages["choose"]["warning"])
-        report = finish_asset(run, gaussians, prompt, options, out, progress, shaded=model.baked_light)
+        report = finish_asset(run, scene, prompt, options, out, progress, shaded=model.baked_light)
         report = {
             "prompt": prompt,
             "seed": options.seed,
             "prior": {"name": model.name, "licence": model.licence},
+            "method": {**guide.facts(), **reward_summary(_distill_rows(out))},
             "warnings": notes + report.pop("warnings"),
             "config": config,
             "stages": run.stages,
             **report,
         }
         run.finish(report)
-    return Result(out / "asset.glb", out / "asset.ply", gaussians, report)
+    if isinstance(scene, Gaussians):
+        return Result(out / ASSET, out / SPLATS, scene, report)
+    return Result(out / ASSET, None, None, report, out / FIELD)
 
 
 def candidate_seed(options: GenerateOptions, i: int) -> int:
@@ -323,18 +332,22 @@ def _distill(
     prior: Prior,
     prompt: PromptEmbedding,
     options: GenerateOptions,
+    guide: Guide,
     chosen: int,
     checkpoints: Path,
     progress: Progress,
-) -> SplatState:
+) -> SceneState:
     """The chosen candidate after score distillation, from its last checkpoint if there is one."""
     o, file, place = options.distill, checkpoints / "distill.safetensors", device_of(prior)
     if file.exists() or (run.is_done("distill") and o.steps > 0):
-        state = SplatState.load(file, distill_rates(o), place)
+        state = load_scene(file, guide.options, distill_rates(o), place)
+        guide.memory = load_memory(file, place)
     else:
         lifted = SplatState.load(checkpoints / f"lift-{chosen}.safetensors", distill_rates(o), place)
-        state = SplatState.start(lifted.tensors, distill_rates(o))
-    if run.is_done("distill") or o.steps == 0:
+        if o.steps == 0:
+            return lifted
+        state = begin_scene(lifted, guide.options, distill_rates(o))
+    if run.is_done("distill"):
         return state
     anchor = None
     if prior.n_views > 1 and prior.has_alpha:
@@ -344,7 +357,7 @@ def _distill(
     with run.stage("distill"), progress.stage("distill", o.steps, done=state.step) as stage:
         while state.step < o.steps:
             generator = generator_for(seed, 4, state.step)
-            numbers = distill_step(state, prior, prompt, anchor, o, generator)
+            numbers = distill_step(state, prior, prompt, anchor, o, generator, guide)
             if not math.isfinite(numbers["distance"]):
                 raise InputError(f"the distillation diverged at step {state.step}; lower distill.guidance or the rates")
             if state.step % 50 == 0:
@@ -352,8 +365,12 @@ def _distill(
             run.log("distill", state.step, **numbers)
             stage.at(state.step, **numbers)
             if state.step % o.save_every == 0 or state.step == o.steps:
-                state.save(file)
+                state.save(file, guide.memory)
     return state
+
+
+def _distill_rows(out: Path) -> list[Mapping[str, Any]]:
+    return [row for row in read_metrics(out / "metrics.jsonl") if row["stage"] == "distill"]
 
 
 def _save_views(path: Path, images: Tensor, cameras: Cameras) -> None:
@@ -377,10 +394,12 @@ def text_to_3d(
     seed: int = 0,
     out: str | Path = "runs/asset",
     prior: str | Prior | None = None,
+    method: str | None = None,
+    reward: Reward | None = None,
     device: str = "cpu",
     **changes: Any,
 ) -> Result:
-    """`generate` in one call: `changes` are fields of `GenerateOptions`.
+    """`generate` in one call: `changes` are fields of `GenerateOptions`, `method` a distillation method by name.
 
     Raises:
         RL3DError: as `generate`; ConfigError for a field that does not exist.
@@ -389,4 +408,6 @@ def text_to_3d(
     for name in changes.keys() - set(known):
         close = ", ".join(nearest(name, known) or known)
         raise ConfigError(f"text_to_3d has no option {name!r}; did you mean {close}?")
-    return generate(prompt, replace(GenerateOptions(seed=seed), **changes), out, prior=prior, device=device)
+    options = resolve(GenerateOptions, method_preset(method)) if method else GenerateOptions()
+    options = replace(options, seed=seed, **changes)
+    return generate(prompt, options, out, prior=prior, reward=reward, device=device)

@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
-from rl3d.errors import ConfigError
-
-
-def _need(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
-
-
-def _need_not_negative(options: object, prefix: str, *names: str) -> None:
-    for name in names:
-        value = getattr(options, name)
-        _need(0 <= value < float("inf"), f"{prefix}.{name} must not be negative, got {value}")
-
+from rl3d.config import preset_path, to_dict
+from rl3d.errors import ConfigError, nearest
+from rl3d.text_to_3d.method_options import METHOD_NAMES, MethodOptions
+from rl3d.text_to_3d.ranges import need, need_not_negative
 
 RATES = ("lr_means", "lr_scales", "lr_colours", "lr_opacities")
 
@@ -33,12 +26,12 @@ class SampleOptions:
     judge_weight: float = 0.5  # of the reward judge's similarity beside that agreement; 0: agreement alone
 
     def __post_init__(self) -> None:
-        _need(self.steps >= 1, f"sample.steps must be at least 1, got {self.steps}")
-        _need(self.guidance >= 0, f"sample.guidance must not be negative, got {self.guidance}")
-        _need(-10 <= self.elevation <= 45, f"sample.elevation must lie in [-10, 45] degrees, got {self.elevation}")
-        _need(self.rings >= 1, f"sample.rings must be at least 1, got {self.rings}")
-        _need(self.candidates >= 1, f"sample.candidates must be at least 1, got {self.candidates}")
-        _need_not_negative(self, "sample", "judge_weight")
+        need(self.steps >= 1, f"sample.steps must be at least 1, got {self.steps}")
+        need(self.guidance >= 0, f"sample.guidance must not be negative, got {self.guidance}")
+        need(-10 <= self.elevation <= 45, f"sample.elevation must lie in [-10, 45] degrees, got {self.elevation}")
+        need(self.rings >= 1, f"sample.rings must be at least 1, got {self.rings}")
+        need(self.candidates >= 1, f"sample.candidates must be at least 1, got {self.candidates}")
+        need_not_negative(self, "sample", "judge_weight")
 
 
 @dataclass(frozen=True)
@@ -58,15 +51,15 @@ class LiftOptions:
     lr_opacities: float = 5e-2
 
     def __post_init__(self) -> None:
-        _need(self.steps >= 0, f"lift.steps must not be negative, got {self.steps}")
-        _need(16 <= self.grid <= 256, f"lift.grid must lie in [16, 256], got {self.grid}")
-        _need(1 <= self.gaussians <= 1_000_000, f"lift.gaussians must lie in [1, 1000000], got {self.gaussians}")
-        _need_not_negative(self, "lift", "alpha_weight", "flatness_weight", "layers_weight", "haze_weight", *RATES)
+        need(self.steps >= 0, f"lift.steps must not be negative, got {self.steps}")
+        need(16 <= self.grid <= 256, f"lift.grid must lie in [16, 256], got {self.grid}")
+        need(1 <= self.gaussians <= 1_000_000, f"lift.gaussians must lie in [1, 1000000], got {self.gaussians}")
+        need_not_negative(self, "lift", "alpha_weight", "flatness_weight", "layers_weight", "haze_weight", *RATES)
 
 
 @dataclass(frozen=True)
 class DistillOptions:
-    """Score distillation in x0 form from random orbits (MVDream, Shi et al. 2023, arXiv 2308.16512)."""
+    """Score distillation in x0 form from random orbits, whatever the method (see `MethodOptions`)."""
 
     steps: int = 200
     batch: int = 1  # view groups a step
@@ -84,19 +77,19 @@ class DistillOptions:
     lr_opacities: float = 2e-2
 
     def __post_init__(self) -> None:
-        _need(self.steps >= 0, f"distill.steps must not be negative, got {self.steps}")
-        _need(self.batch >= 1, f"distill.batch must be at least 1, got {self.batch}")
-        _need(0 <= self.rescale <= 1, f"distill.rescale must lie in [0, 1], got {self.rescale}")
+        need(self.steps >= 0, f"distill.steps must not be negative, got {self.steps}")
+        need(self.batch >= 1, f"distill.batch must be at least 1, got {self.batch}")
+        need(0 <= self.rescale <= 1, f"distill.rescale must lie in [0, 1], got {self.rescale}")
         for name in ("t_max", "t_min"):
             pair = getattr(self, name)
             fits = len(pair) == 2 and all(0 < level < 1 for level in pair)
-            _need(fits, f"distill.{name} must hold two levels in (0, 1), got {list(pair)}")
-        _need(self.t_min[0] < self.t_max[0] and self.t_min[1] < self.t_max[1], "distill.t_min must lie below t_max")
+            need(fits, f"distill.{name} must hold two levels in (0, 1), got {list(pair)}")
+        need(self.t_min[0] < self.t_max[0] and self.t_min[1] < self.t_max[1], "distill.t_min must lie below t_max")
         fits = len(self.elevation) == 2 and -90 < self.elevation[0] <= self.elevation[1] < 90
         pair = list(self.elevation)
-        _need(fits, f"distill.elevation must be an ordered pair in (-90, 90) degrees, got {pair}")
-        _need_not_negative(self, "distill", "guidance", "anchor_weight", "layers_weight", *RATES)
-        _need(self.save_every >= 1, f"distill.save_every must be at least 1, got {self.save_every}")
+        need(fits, f"distill.elevation must be an ordered pair in (-90, 90) degrees, got {pair}")
+        need_not_negative(self, "distill", "guidance", "anchor_weight", "layers_weight", *RATES)
+        need(self.save_every >= 1, f"distill.save_every must be at least 1, got {self.save_every}")
 
 
 @dataclass(frozen=True)
@@ -113,11 +106,11 @@ class MeshOptions:
     min_psnr: float = 20.0  # dB, the same for its pictures
 
     def __post_init__(self) -> None:
-        _need(16 <= self.resolution <= 512, f"mesh.resolution must lie in [16, 512], got {self.resolution}")
-        _need(self.views >= 4, f"mesh.views must be at least 4, got {self.views}")
-        _need(self.render_size >= 16, f"mesh.render_size must be at least 16, got {self.render_size}")
-        _need(self.faces >= 4, f"mesh.faces must be at least 4, got {self.faces}")
-        _need(16 <= self.texture <= 8192, f"mesh.texture must lie in [16, 8192], got {self.texture}")
+        need(16 <= self.resolution <= 512, f"mesh.resolution must lie in [16, 512], got {self.resolution}")
+        need(self.views >= 4, f"mesh.views must be at least 4, got {self.views}")
+        need(self.render_size >= 16, f"mesh.render_size must be at least 16, got {self.render_size}")
+        need(self.faces >= 4, f"mesh.faces must be at least 4, got {self.faces}")
+        need(16 <= self.texture <= 8192, f"mesh.texture must lie in [16, 8192], got {self.texture}")
 
 
 @dataclass(frozen=True)
@@ -128,8 +121,8 @@ class PreviewOptions:
     size: int = 256  # pixels a side
 
     def __post_init__(self) -> None:
-        _need(self.frames >= 1, f"preview.frames must be at least 1, got {self.frames}")
-        _need(16 <= self.size <= 4096, f"preview.size must lie in [16, 4096], got {self.size}")
+        need(self.frames >= 1, f"preview.frames must be at least 1, got {self.frames}")
+        need(16 <= self.size <= 4096, f"preview.size must lie in [16, 4096], got {self.size}")
 
 
 @dataclass(frozen=True)
@@ -142,9 +135,37 @@ class GenerateOptions:
     sample: SampleOptions = field(default_factory=SampleOptions)
     lift: LiftOptions = field(default_factory=LiftOptions)
     distill: DistillOptions = field(default_factory=DistillOptions)
+    method: MethodOptions = field(default_factory=MethodOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     preview: PreviewOptions = field(default_factory=PreviewOptions)
 
     def __post_init__(self) -> None:
-        _need(self.seed >= 0, f"seed must not be negative, got {self.seed}; give 0 or more")
-        _need(self.best_of >= 1, f"best_of must be at least 1, got {self.best_of}")
+        need(self.seed >= 0, f"seed must not be negative, got {self.seed}; give 0 or more")
+        need(self.best_of >= 1, f"best_of must be at least 1, got {self.best_of}")
+        plain = self.method.name in ("sds", "vsd", "ism") and self.distill.rescale > 0 and self.distill.steps > 0
+        name = self.method.name
+        need(not plain, f"method {name} has no rescale; set distill.rescale=0, or take --method {name}, which does")
+
+
+def recorded(options: GenerateOptions) -> dict[str, Any]:
+    """Plain values for a record of what was asked for.
+
+    The default method is left out, so that what was begun before there was a choice can be resumed.
+    """
+    values: dict[str, Any] = to_dict(options)
+    if options.method == MethodOptions():
+        del values["method"]
+    return values
+
+
+def method_preset(name: str) -> Path:
+    """The preset that gives a distillation method its paper's settings.
+
+    Raises:
+        ConfigError: no method of that name.
+    """
+    if name not in METHOD_NAMES:
+        close = nearest(name, METHOD_NAMES)
+        way_out = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(METHOD_NAMES)}"
+        raise ConfigError(f"unknown method {name!r}; {way_out}")
+    return preset_path("generate", name)

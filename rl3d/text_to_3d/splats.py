@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from rl3d.render.gaussians import splat
 from rl3d.scenes.gaussians import SH_C0, Gaussians
 
 NAMES = ("means", "log_scales", "quaternions", "opacity_logits", "colours")
+MEMORY = "memory."
 
 
 @dataclass(frozen=True)
@@ -155,12 +157,13 @@ class SplatState:
         sh = ((t["colours"][keep] - 0.5) / SH_C0)[:, None]
         return Gaussians(t["means"][keep], t["log_scales"][keep], t["quaternions"][keep], t["opacity_logits"][keep], sh)
 
-    def save(self, path: Path, **facts: int | float | str) -> None:
-        """Leaves, Adam's moments and step, with JSON facts, atomically."""
+    def save(self, path: Path, memory: Mapping[str, Tensor] | None = None, **facts: int | float | str) -> None:
+        """Leaves, Adam's moments and step, a method's memory (see `load_memory`) and JSON facts, atomically."""
         out = {k: v.detach().contiguous() for k, v in self.tensors.items()}
         for name, leaf in self.tensors.items():
             for key, value in self.optimizer.state.get(leaf, {}).items():
                 out[f"adam.{name}.{key}"] = torch.as_tensor(value).contiguous()
+        out |= {MEMORY + k: v.detach().contiguous() for k, v in (memory or {}).items()}
         with atomic_path(path) as temporary:
             save_file(out, temporary, {"facts": json.dumps({"step": self.step, **facts})})
 
@@ -189,3 +192,12 @@ class SplatState:
                 f"cannot read the checkpoint {path}: {reason or type(error).__name__}; begin anew with --overwrite"
             ) from error
         return state
+
+
+def load_memory(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """What a method left in a checkpoint of `SceneState.save`; the checkpoint itself is checked by the scene's `load`.
+
+    Numbers (float64) stay on the CPU.
+    """
+    tensors = {k.removeprefix(MEMORY): v for k, v in load_file(path).items() if k.startswith(MEMORY)}
+    return {k: v if v.dtype == torch.float64 else v.to(device) for k, v in tensors.items()}

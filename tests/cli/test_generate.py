@@ -89,6 +89,14 @@ def test_preset_config_flags_and_overrides_in_that_order(rl3d: Callable, fake: F
     assert fake.calls[0]["prior"] == "my/model@main"
 
 
+def test_a_method_brings_its_preset_over_the_quality_preset(rl3d: Callable, fake: Fake, tmp_path: Path) -> None:
+    words = ["--method", "dreamdpo", "--set", "method.dreamdpo.tau=0.3"]
+    assert rl3d("generate", "a chest", "--out", str(tmp_path / "run"), *words).code == 0
+    options = fake.calls[0]["options"]
+    assert (options.method.name, options.method.dreamdpo.tau) == ("dreamdpo", 0.3)
+    assert (options.distill.guidance, options.distill.rescale) == (7.5, 0.0)
+
+
 def test_the_default_folder_is_named_after_prompt_and_seed(
     rl3d: Callable, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,6 +121,10 @@ def test_the_default_folder_is_named_after_prompt_and_seed(
         (["a", "--config", "none.yaml"], "no such file: --config none.yaml"),
         (["a", "--set", "lift.stesp=3"], "unknown configuration key 'lift.stesp'"),
         (["a", "--set", "seed=-3"], "seed must not be negative"),
+        (["a", "--method", "dreamdpp"], "unknown method 'dreamdpp'; did you mean 'dreamdpo'?"),
+        (["a", "--method", "sds", "--preset", "draft"], "--method sds has no effect: distill.steps is 0"),
+        (["a", "--method", "sds", "--set", "distill.rescale=0.5"], "method sds has no rescale"),
+        (["a", "--method", "dreamdpo", "--set", "method.dreamdpo.tau=-1"], "method.dreamdpo.tau must not be negative"),
         (["a", "--set", "lift.grid=huge"], "lift.grid must be a whole number, got 'huge'"),
         (["a", "--device", "gpu"], "unknown --device 'gpu'; known: cpu, cuda"),
         (["a", "--device", "cuda:99"], "--device cuda:99:"),

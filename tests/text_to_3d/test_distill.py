@@ -19,13 +19,14 @@ from rl3d.text_to_3d.distill import (
     distill_rates,
     distill_step,
     level_range,
-    prior_images,
     random_orbits,
-    rescale_cfg,
-    x0_target,
 )
+from rl3d.text_to_3d.engine import Shot, predict
 from rl3d.text_to_3d.lift import start_from_ball
+from rl3d.text_to_3d.method_options import MethodOptions
 from rl3d.text_to_3d.options import DistillOptions, LiftOptions
+from rl3d.text_to_3d.pictures import prior_images
+from rl3d.text_to_3d.rescale import rescale_cfg
 from rl3d.text_to_3d.splats import SplatState
 
 SIZE = 16
@@ -204,9 +205,10 @@ def test_the_exact_prior_of_a_mixture_is_distilled() -> None:
     middle = frames.rgb[:, :, SIZE // 2, SIZE // 2].mean(0)
     assert float(middle[2]) > 0.7 and float(middle[0]) < 0.3, (middle, numbers)
     # And the target itself: near the clean mean, whatever the noise.
-    t = torch.tensor([0.5])
-    x = prior.to_latents(prior_images(frames, prior)[None])
-    x0 = x0_target(prior, x, prompt, prior.cameras(0.0, 0.0), t, torch.randn(x.shape).to(x), options)
+    images = prior_images(frames, prior)[None]
+    x, cameras = prior.to_latents(images), prior.cameras(0.0, 0.0)
+    shot = Shot(prior, prompt, cameras, images, x, 0.5, 0.0, options, MethodOptions(), None, seeded(9))
+    x0 = predict(shot, shot.noise(1))[0]
     assert float((x0[0] - means["blue"]).abs().mean()) < 0.03
 
 

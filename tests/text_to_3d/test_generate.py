@@ -20,7 +20,7 @@ from tiny_world import load_tool, random_prior
 from rl3d.errors import AssetError, ConfigError, InputError
 from rl3d.priors.embedded import EmbeddedPrior
 from rl3d.runs import read_metrics, status
-from rl3d.scenes import Gaussians, Mesh
+from rl3d.scenes import Field, Gaussians, Mesh
 from rl3d.text_to_3d import finish
 from rl3d.text_to_3d.generate import (
     candidate_seed,
@@ -31,6 +31,7 @@ from rl3d.text_to_3d.generate import (
     to_rgba,
     view_judge,
 )
+from rl3d.text_to_3d.method_options import MethodOptions
 from rl3d.text_to_3d.options import (
     DistillOptions,
     GenerateOptions,
@@ -226,6 +227,57 @@ def test_checkpoints_of_an_older_run_are_not_taken_for_this_one(
     assert torch.equal(result.gaussians.means, fresh.gaussians.means)
 
 
+def test_a_rewarded_run_reports_its_method_and_resumes(
+    prior: EmbeddedPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = MethodOptions(name="dreamdpo")
+    options = replace(TINY, method=method, sample=replace(TINY.sample, candidates=1))
+    kept, killed = tmp_path / "kept", tmp_path / "killed"
+    report = generate("a red box", options, kept, prior=prior).report["method"]
+    assert (report["name"], report["reward"]["name"], report["reward"]["licence"]) == (
+        "dreamdpo",
+        "judge",
+        "Apache-2.0",
+    )
+    rows = [r for r in read_metrics(kept / "metrics.jsonl") if r["stage"] == "distill"]
+    assert all({"reward", "gap", "gate"} <= set(row) for row in rows)
+    assert report["reward"]["range"] == [-1, 1] and report["gap"] == pytest.approx(rows[-1]["gap"], abs=1e-6)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "distill_step", fails_at(5, module.distill_step))
+        with pytest.raises(Stop):
+            generate("a red box", options, killed, prior=prior)
+    generate("a red box", options, killed, prior=prior, resume=True)
+    assert_same(kept, killed)
+    with pytest.raises(ConfigError, match=r"begun with method\."):
+        generate("a red box", TINY, killed, prior=prior, resume=True)
+
+
+def test_dreamcs_runs_on_a_signed_distance_and_resumes(
+    prior: EmbeddedPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(TINY, method=MethodOptions(name="dreamcs", scene="sdf", voxels=16), seed=2)
+    options = replace(options, distill=replace(TINY.distill, steps=4), sample=replace(TINY.sample, candidates=1))
+    kept, killed = tmp_path / "kept", tmp_path / "killed"
+    result = generate("a red box", options, kept, prior=prior)
+    assert result.gaussians is None and result.field == kept / "asset.safetensors" and result.splats is None
+    assert Field.load(kept / "asset.safetensors").kind == "sdf" and not (kept / "asset.ply").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "distill_step", fails_at(3, module.distill_step))
+        with pytest.raises(Stop):
+            generate("a red box", options, killed, prior=prior)
+    generate("a red box", options, killed, prior=prior, resume=True)
+    for name in ("asset.safetensors", "asset.glb"):
+        assert (kept / name).read_bytes() == (killed / name).read_bytes()
+    rows = [r for r in read_metrics(kept / "metrics.jsonl") if r["stage"] == "distill"]
+    assert rows[-1]["faces"] > 0 and result.report["method"]["name"] == "dreamcs"
+
+
+def test_the_default_method_leaves_the_configuration_as_it_was(whole: Path) -> None:
+    """So that a run of an earlier version is resumed; the report names the method all the same."""
+    assert "method" not in json.loads((whole / "config.json").read_text())
+    assert json.loads((whole / "report.json").read_text())["method"] == {"name": "mvdream"}
+
+
 def test_best_of_takes_the_candidate_that_the_reward_judge_prefers(
     prior: EmbeddedPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -288,6 +340,8 @@ def test_hub_formats_run_through_the_same_code(kind: str, tmp_path: Path) -> Non
 def test_text_to_3d_names_an_unknown_option(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no option 'best_off'; did you mean best_of"):
         text_to_3d("a box", out=tmp_path / "run", best_off=2)
+    with pytest.raises(ConfigError, match="unknown method 'sdss'; did you mean 'sds'"):
+        text_to_3d("a box", out=tmp_path / "run", method="sdss")
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,55 @@
+"""DreamCS (Zou et al. 2025, arXiv 2506.09814): score distillation plus a reward on the mesh itself.
+
+    L(psi) = L_SDS(psi) - alpha(t) r(d(psi) | c)
+
+d is a differentiable iso-surface (marching tetrahedra, as in the paper's DMTet) of the scene's signed distance, alpha
+grows linearly over the run (`method.reward.weight`). The reward sees the mesh and its renders, with gradients through
+vertices and silhouettes; it is capped, relu(cap - r), and balanced by gradient norm on the scene's leaves, because a
+mesh has no render to compare gradients on. The paper's RewardCS is one such reward; any reward of a mesh or its views
+serves.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from rl3d.errors import InputError
+from rl3d.render.render import render
+from rl3d.rewards.protocol import RewardInput
+from rl3d.text_to_3d.engine import Guidance, Shot, checked, combine, predict, watch_constant, weight_of
+from rl3d.text_to_3d.pictures import BACKGROUND
+
+
+def dreamcs(shot: Shot) -> Guidance:
+    x0 = predict(shot, shot.noise(1))
+    target = combine(shot.x, x0, torch.full(x0.shape[:2], weight_of(shot)))
+    strength = shot.method.reward.weight.at(shot.progress)  # alpha(t)
+    if strength == 0:
+        return Guidance(target)
+    reward, surface = shot.reward, shot.surface
+    assert reward is not None
+    if surface is None:
+        raise InputError("method dreamcs needs a scene with a surface; set method.scene=sdf, or take --method dreamcs")
+    with torch.enable_grad():
+        mesh = surface(shot.method.dreamcs.resolution)
+        if len(mesh.faces) == 0:  # nothing to judge; the distillation alone may bring a surface back
+            return Guidance(target, numbers={"faces": 0.0})
+        views = shot.prior.n_views
+        cameras = shot.cameras[:views]  # the first group's: it is one mesh
+        frames = render(mesh, cameras, background=BACKGROUND, normals=True)
+        assert frames.normal is not None  # asked for
+        seen = RewardInput(
+            frames.rgb[None],
+            frames.alpha[None],
+            cameras,
+            shot.prompt.prompts[:1],
+            normals=frames.normal[None],
+            depths=frames.depth[None],
+            mesh=[mesh],
+            background=BACKGROUND,
+        )
+        scores = checked(reward, seen)
+        loss = (shot.method.reward.cap - scores).relu().sum()
+    memory = watch_constant(shot.memory, scores, reward.name)
+    numbers = {"reward": float(scores.detach().mean()), "faces": float(len(mesh.faces))}
+    return Guidance(target, scene_loss=loss, strength=strength, numbers=numbers, memory=memory)
