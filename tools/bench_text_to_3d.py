@@ -6,7 +6,8 @@
     python tools/bench_text_to_3d.py --out runs/bench --report-only              # the page again
 
 Every run is a folder of --out; finished ones are skipped, so the same command goes on after Ctrl-C, a kill or the time
-limit. A run that fails is recorded and counted. Of the judges only the measures use the gold one.
+limit; --records goes on without the folders. A run that fails is recorded and counted. Of the judges only the measures
+use the gold one.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import shlex
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -104,19 +105,28 @@ class Job:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all runs share. `models`: file checksums of the embedded models by name."""
+    """What all runs share.
+
+    `models`: file checksums of the embedded models by name. `elsewhere`: records by method, prompt and seed of runs
+    whose folders are not here.
+    """
 
     out: Path
     methods: dict[str, GenerateOptions]
     prior: Prior
     gold: Judge
     models: dict[str, dict[str, str]]
+    elsewhere: dict[tuple[str, str, int], dict[str, Any]] = field(default_factory=dict)
+
+    def made_with(self, job: Job) -> str:
+        return digest([self.identity(job), self.gold_digest()])[:16]
 
     def identity(self, job: Job) -> dict[str, Any]:
         """What a run's result depends on; a folder made with something else is not taken for it."""
         options = replace(self.methods[job.method], seed=job.seed)
         made_by = ["prior"] if self.prior.name == "embedded" else []
-        judged = options.best_of > 1 or DISTILLATIONS[options.method.name].reward
+        chosen = options.sample.candidates > 1 and options.sample.judge_weight > 0
+        judged = chosen or options.best_of > 1 or DISTILLATIONS[options.method.name].reward
         made_by += ["judge_reward"] if judged else []
         models = digest([self.prior.name, *(self.models.get(name) for name in made_by)])
         return {"options": recorded(options), "models": models}
@@ -156,7 +166,8 @@ def read_record(bench: Bench, job: Job) -> dict[str, Any] | None:
     try:
         stored = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        return None
+        record = bench.elsewhere.get((job.method, job.prompt, job.seed))
+        return record if record is not None and record["made_with"] == bench.made_with(job) else None
     if stored["identity"] != bench.identity(job):
         raise ConfigError(f"{folder} was made with other options or models; choose another --out or remove it")
     record = stored["record"]
@@ -268,7 +279,8 @@ def prompt_colour(prompt: str) -> str | None:
 
 def results_of(bench: Bench, jobs: list[Job]) -> dict[str, Any]:
     """The content of results.json: rows, every record, and what made them."""
-    records = [r for job in jobs if (r := read_record(bench, job)) is not None]
+    found = [(job, read_record(bench, job)) for job in jobs]
+    records = [{**record, "made_with": bench.made_with(job)} for job, record in found if record is not None]
     rows = aggregate(records, list(bench.methods))
     if picked := best_of_seeds(records, list(bench.methods), SEEDS):
         names = [name for m in bench.methods if (name := best_of_name(m, SEEDS)) in {r["method"] for r in picked}]
@@ -345,7 +357,8 @@ def words_tile(text: str, size: int = TILE) -> Tensor:
 def draw_sheet(bench: Bench, jobs: list[Job], path: Path) -> dict[str, Any] | None:
     """One row a method, its name in front; the prompts that every method has done with seed 0, at most `SHOWN`."""
     methods = list(bench.methods)
-    done = {(j.method, j.prompt): j for j in jobs if j.seed == 0 and read_record(bench, j) is not None}
+    here = [j for j in jobs if j.seed == 0 and (j.folder(bench.out) / RECORD).exists()]
+    done = {(j.method, j.prompt): j for j in here if read_record(bench, j) is not None}
     order = dict.fromkeys(j.prompt for j in jobs)
     shown = [p for p in order if all((m, p) in done for m in methods)][:SHOWN]
     if not shown:
@@ -363,13 +376,20 @@ def write_report(bench: Bench, jobs: list[Job], prompts: list[tuple[str, str]], 
         results["made"] = json.loads((bench.out / "results.json").read_text(encoding="utf-8"))["made"]
     home = args.page.resolve().parent
     picture = (home.parent / "images" if home.name == "benchmarks" else home) / f"bench_{args.page.stem}.png"
-    results["picture"] = draw_sheet(bench, jobs, picture)
+    results["picture"] = draw_sheet(bench, jobs, picture) or args.picture_facts
     write_json(bench.out / "results.json", results)
     lines = ",\n".join("    " + json.dumps(r, ensure_ascii=False) for r in results["records"])
     head = json.dumps({k: v for k, v in results.items() if k != "records"}, indent=2, ensure_ascii=False)
     atomic_write_text(args.page.with_suffix(".json"), f'{head[:-2]},\n  "records": [\n{lines}\n  ]\n}}\n')
     atomic_write_text(args.page, page(results, os.path.relpath(picture, home) if results["picture"] else None))
     print(args.page)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"--records {path} cannot be read: {error}; give a results.json of this tool") from error
 
 
 def part(text: str) -> tuple[int, int]:
@@ -393,6 +413,12 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="I/N",
         help="only every N-th prompt, from the I-th (0 to N - 1) on:"
         " N processes may share one --out, and --report-only then makes the page of all",
+    )
+    parser.add_argument(
+        "--records",
+        type=Path,
+        help="results of an earlier call, such as the page's .json: runs in it that were made with the same models and"
+        " options, on whatever machine, are not made again",
     )
     parser.add_argument("--retry-failed", action="store_true", help="run recorded failures again")
     parser.add_argument(
@@ -420,7 +446,11 @@ def main(argv: list[str] | None = None) -> int:
     mine = {prompt for _, prompt in prompts[args.part[0] :: args.part[1]]}
     models = {n: {f.path: f.sha256 for f in m.files if decides(f.path)} for n, m in embedded_models().items()}
     prior = load_prior(args.prior, args.device)
-    bench = Bench(args.out, method_options(args.methods), prior, load_judge("gold", args.device), models)
+    earlier = read_results(args.records) if args.records else {}
+    args.picture_facts = earlier.get("picture")
+    elsewhere = {(r["method"], r["prompt"], r["seed"]): r for r in earlier.get("records", []) if "made_with" in r}
+    methods = method_options(args.methods)
+    bench = Bench(args.out, methods, prior, load_judge("gold", args.device), models, elsewhere)
     order = sorted(bench.methods, key=lambda method: method == "views")  # last: the default row has drawn them by then
     jobs = [Job(*entry) for entry in plan(prompts, args.seeds, order)]
     code, began, spent = 0, time.monotonic(), []

@@ -32,11 +32,12 @@ from rl3d.scenes.gaussians import Gaussians
 from rl3d.text_to_3d import lift
 from rl3d.text_to_3d.distill import Anchor, distill_rates, distill_step
 from rl3d.text_to_3d.finish import ASSET, FIELD, SPLATS, finish_asset
+from rl3d.text_to_3d.leaves import load_memory
 from rl3d.text_to_3d.methods import Guide, check_prompt, guide_for, reward_summary
 from rl3d.text_to_3d.options import GenerateOptions, method_preset, recorded
 from rl3d.text_to_3d.pictures import to_rgba
 from rl3d.text_to_3d.scene import SceneState, begin_scene, finished, load_scene
-from rl3d.text_to_3d.splats import SplatState, load_memory
+from rl3d.text_to_3d.splats import SplatState
 
 RING_STRENGTH = 0.9  # how far a later ring's renders are noised before the prior repaints them
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
+from rl3d.text_to_3d.leaves import Rates
 from rl3d.text_to_3d.options import LiftOptions
-from rl3d.text_to_3d.splats import Rates, SplatState, smallest_scale
+from rl3d.text_to_3d.splats import SplatState, smallest_scale
 
 LINING = 0.25  # share of the splats that start one voxel under the surface
 CROWD = 3  # splats a surface voxel at most: more of them hide each other, and what is hidden learns nothing

@@ -13,8 +13,9 @@ from rl3d.cameras import Cameras
 from rl3d.render.frames import Frames
 from rl3d.scenes.field import Field
 from rl3d.scenes.gaussians import Gaussians
+from rl3d.text_to_3d.leaves import Rates
 from rl3d.text_to_3d.method_options import MethodOptions
-from rl3d.text_to_3d.splats import Rates, SplatState
+from rl3d.text_to_3d.splats import SplatState
 
 
 class SceneState(Protocol):

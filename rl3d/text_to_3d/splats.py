@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rl3d.cameras import Cameras
-from rl3d.errors import AssetError
-from rl3d.files import atomic_path
 from rl3d.render.frames import Frames
 from rl3d.render.gaussians import splat
 from rl3d.scenes.gaussians import SH_C0, Gaussians
+from rl3d.text_to_3d.leaves import (
+    Rates,
+    adam_step,
+    leaves_of,
+    optimizer_of,
+    read_leaves,
+    readable,
+    restore_moments,
+    save_leaves,
+)
 
 NAMES = ("means", "log_scales", "quaternions", "opacity_logits", "colours")
-MEMORY = "memory."
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Adam's learning rates; quaternions use the rate of the scales."""
-
-    means: float
-    scales: float
-    colours: float
-    opacities: float
 
 
 def smallest_scale(cameras: Cameras) -> float:
@@ -52,7 +47,7 @@ class SplatState:
     @classmethod
     def start(cls, tensors: dict[str, Tensor], rates: Rates) -> SplatState:
         """Leaves out of plain tensors and a fresh optimizer."""
-        leaves = {k: tensors[k].detach().clone().requires_grad_(True) for k in NAMES}
+        leaves = leaves_of({k: tensors[k] for k in NAMES})
         rate = {
             "means": rates.means,
             "log_scales": rates.scales,
@@ -60,8 +55,7 @@ class SplatState:
             "opacity_logits": rates.opacities,
             "colours": rates.colours,
         }
-        groups = [{"params": [leaves[k]], "lr": rate[k], "name": k} for k in NAMES]
-        return cls(leaves, torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15))
+        return cls(leaves, optimizer_of(leaves, rate))
 
     def render(self, cameras: Cameras) -> Frames:
         """Premultiplied sRGB, alpha and depth, differentiable to the leaves."""
@@ -105,14 +99,7 @@ class SplatState:
 
     def descend(self, loss: Tensor, rate: float = 1.0, floor: float = 2e-3) -> None:
         """One Adam step on `loss`, with the rates scaled by `rate`; keeps scales in [`floor`, 0.12] metres."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        base = [group["lr"] for group in self.optimizer.param_groups]
-        for group, lr in zip(self.optimizer.param_groups, base):
-            group["lr"] = lr * rate
-        self.optimizer.step()
-        for group, lr in zip(self.optimizer.param_groups, base):
-            group["lr"] = lr
+        adam_step(self.optimizer, loss, rate)
         with torch.no_grad():
             self.tensors["log_scales"].clamp_(math.log(floor), math.log(0.12))
             self.tensors["colours"].clamp_(0, 1)
@@ -159,13 +146,7 @@ class SplatState:
 
     def save(self, path: Path, memory: Mapping[str, Tensor] | None = None, **facts: int | float | str) -> None:
         """Leaves, Adam's moments and step, a method's memory (see `load_memory`) and JSON facts, atomically."""
-        out = {k: v.detach().contiguous() for k, v in self.tensors.items()}
-        for name, leaf in self.tensors.items():
-            for key, value in self.optimizer.state.get(leaf, {}).items():
-                out[f"adam.{name}.{key}"] = torch.as_tensor(value).contiguous()
-        out |= {MEMORY + k: v.detach().contiguous() for k, v in (memory or {}).items()}
-        with atomic_path(path) as temporary:
-            save_file(out, temporary, {"facts": json.dumps({"step": self.step, **facts})})
+        save_leaves(path, self.tensors, self.optimizer, {"step": self.step, **facts}, memory)
 
     @classmethod
     def load(cls, path: Path, rates: Rates, device: torch.device | str = "cpu") -> SplatState:
@@ -174,30 +155,9 @@ class SplatState:
         Raises:
             AssetError: the file is missing, truncated or of another kind.
         """
-        from safetensors import safe_open
-
-        try:
-            tensors = load_file(path, device=str(device))
-            with safe_open(path, "pt") as handle:
-                facts = json.loads(handle.metadata()["facts"])
-            state = cls.start({k: tensors[k] for k in NAMES}, rates)
-            for name, leaf in state.tensors.items():
-                entry = {k.split(".", 2)[2]: v for k, v in tensors.items() if k.startswith(f"adam.{name}.")}
-                if entry:
-                    state.optimizer.state[leaf] = {**entry, "step": entry["step"].cpu()}
+        with readable(path):
+            tensors, facts = read_leaves(path, device)
+            state = cls.start(tensors, rates)
+            restore_moments(state.optimizer, state.tensors, tensors)
             state.step = int(facts["step"])
-        except Exception as error:  # safetensors, json and the lookups each raise their own kinds
-            reason = " ".join(str(error).split())[:160]
-            raise AssetError(
-                f"cannot read the checkpoint {path}: {reason or type(error).__name__}; begin anew with --overwrite"
-            ) from error
         return state
-
-
-def load_memory(path: Path, device: torch.device | str = "cpu") -> dict[str, Tensor]:
-    """What a method left in a checkpoint of `SceneState.save`; the checkpoint itself is checked by the scene's `load`.
-
-    Numbers (float64) stay on the CPU.
-    """
-    tensors = {k.removeprefix(MEMORY): v for k, v in load_file(path).items() if k.startswith(MEMORY)}
-    return {k: v if v.dtype == torch.float64 else v.to(device) for k, v in tensors.items()}

@@ -5,7 +5,6 @@ Values and colours are leaves of their own, because a metre and a colour want di
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,16 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from scipy.ndimage import distance_transform_edt
 from scipy.spatial import cKDTree
 from torch import Tensor
 
 from rl3d.cameras import Cameras
-from rl3d.errors import AssetError, InputError
+from rl3d.errors import InputError
 from rl3d.export.asset import ExportOptions, calibrated_offset, fusion_cameras
-from rl3d.files import atomic_path
 from rl3d.render.fields import render_field
 from rl3d.render.frames import Frames
 from rl3d.render.occupancy import OccupancyGrid, update_occupancy
@@ -31,7 +27,17 @@ from rl3d.scenes.fusion import fuse_tsdf
 from rl3d.scenes.grids import Dense
 from rl3d.scenes.isosurface import extract_mesh
 from rl3d.scenes.mesh import Mesh
-from rl3d.text_to_3d.splats import MEMORY, Rates, SplatState
+from rl3d.text_to_3d.leaves import (
+    Rates,
+    adam_step,
+    leaves_of,
+    optimizer_of,
+    read_leaves,
+    readable,
+    restore_moments,
+    save_leaves,
+)
+from rl3d.text_to_3d.splats import SplatState
 
 RADIUS = 0.62  # half the side of the box, metres
 SAMPLES = 96  # across the box's diagonal, per ray
@@ -62,16 +68,15 @@ class VoxelState:
     @classmethod
     def start(cls, kind: str, tensors: Mapping[str, Tensor], rates: Rates) -> VoxelState:
         """Leaves out of plain tensors, a fresh optimizer, and a first look at what is empty."""
-        leaves = {k: tensors[k].detach().clone().requires_grad_(True) for k in NAMES if k in tensors}
+        leaves = leaves_of({k: tensors[k] for k in NAMES if k in tensors})
         rate = {
             "values": rates.means if kind == "sdf" else rates.opacities,
             "colours": rates.colours / COLOUR_SLOPE,
             "log_beta": rates.scales,
         }
-        groups = [{"params": [leaf], "lr": rate[k], "name": k} for k, leaf in leaves.items()]
         field = field_of(kind, leaves)
         seen = update_occupancy(OccupancyGrid.full(field), field, threshold=OCCUPIED)
-        return cls(kind, leaves, torch.optim.Adam(groups, betas=(0.9, 0.99), eps=1e-15), seen)
+        return cls(kind, leaves, optimizer_of(leaves, rate), seen)
 
     @property
     def field(self) -> Field:
@@ -99,14 +104,7 @@ class VoxelState:
 
     def descend(self, loss: Tensor, rate: float = 1.0, floor: float = 2e-3) -> None:
         """One Adam step on `loss`, with the rates scaled by `rate`; `floor` has no meaning here, voxels have a size."""
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        base = [group["lr"] for group in self.optimizer.param_groups]
-        for group, lr in zip(self.optimizer.param_groups, base):
-            group["lr"] = lr * rate
-        self.optimizer.step()
-        for group, lr in zip(self.optimizer.param_groups, base):
-            group["lr"] = lr
+        adam_step(self.optimizer, loss, rate)
         self.step += 1
         if self.step % LOOK_EVERY == 0:
             self.occupancy = update_occupancy(self.occupancy, self.field.detach(), threshold=OCCUPIED)
@@ -117,14 +115,8 @@ class VoxelState:
 
     def save(self, path: Path, memory: Mapping[str, Tensor] | None = None) -> None:
         """Leaves, Adam's moments, occupancy, step, and a method's memory, atomically."""
-        out = {k: v.detach().contiguous() for k, v in self.tensors.items()}
-        for name, leaf in self.tensors.items():
-            for key, value in self.optimizer.state.get(leaf, {}).items():
-                out[f"adam.{name}.{key}"] = torch.as_tensor(value).contiguous()
-        out |= {"seen.density": self.occupancy.density, "seen.occupied": self.occupancy.occupied}
-        out |= {MEMORY + k: v.detach().contiguous() for k, v in (memory or {}).items()}
-        with atomic_path(path) as temporary:
-            save_file(out, temporary, {"facts": json.dumps({"step": self.step, "kind": self.kind})})
+        seen = {"seen.density": self.occupancy.density, "seen.occupied": self.occupancy.occupied}
+        save_leaves(path, self.tensors, self.optimizer, {"step": self.step, "kind": self.kind}, memory, seen)
 
     @classmethod
     def load(cls, path: Path, rates: Rates, device: torch.device | str = "cpu") -> VoxelState:
@@ -133,23 +125,13 @@ class VoxelState:
         Raises:
             AssetError: the file is missing, truncated or of another kind.
         """
-        try:
-            tensors = load_file(path, device=str(device))
-            with safe_open(path, "pt") as handle:
-                facts = json.loads(handle.metadata()["facts"])
+        with readable(path):
+            tensors, facts = read_leaves(path, device)
             state = cls.start(facts["kind"], tensors, rates)
-            for name, leaf in state.tensors.items():
-                entry = {k.split(".", 2)[2]: v for k, v in tensors.items() if k.startswith(f"adam.{name}.")}
-                if entry:
-                    state.optimizer.state[leaf] = {**entry, "step": entry["step"].cpu()}
+            restore_moments(state.optimizer, state.tensors, tensors)
             box = state.occupancy.box
             state.occupancy = OccupancyGrid(tensors["seen.density"], tensors["seen.occupied"], box)
             state.step = int(facts["step"])
-        except Exception as error:  # safetensors, json and the lookups each raise their own kinds
-            reason = " ".join(str(error).split())[:160]
-            raise AssetError(
-                f"cannot read the checkpoint {path}: {reason or type(error).__name__}; begin anew with --overwrite"
-            ) from error
         return state
 
 

@@ -279,6 +279,26 @@ def test_parts_share_a_folder(stage: SimpleNamespace, tmp_path: Path) -> None:
             stage.tool.main([*common, "--part", wrong])
 
 
+def test_records_of_another_machine_are_not_made_again(
+    stage: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    common = ["--page", str(page), "--methods", "draft", "--seeds", "1", "--prompts", "3"]
+    stage.tool.main(["--out", str(tmp_path / "here"), *common])
+    before, table = json.loads(page.with_suffix(".json").read_text()), page.read_text()
+    earlier = tmp_path / "earlier.json"
+    earlier.write_text(page.with_suffix(".json").read_text())
+    stage.made.clear()
+    there = ["--out", str(tmp_path / "there"), "--records", str(earlier)]
+    assert stage.tool.main([*there, *common]) == 0 and stage.made == []
+    assert json.loads(page.with_suffix(".json").read_text())["records"] == before["records"]
+    assert page.read_text().split("## What produced it")[0] == table.split("## What produced it")[0]
+    monkeypatch.setattr(stage.tool.Bench, "gold_digest", lambda bench: "another judge")
+    assert stage.tool.main([*there, *common]) == 0 and len(stage.made) == 3  # nothing there to measure again
+    with pytest.raises(InputError, match="cannot be read"):
+        stage.tool.main(["--out", str(tmp_path / "there"), *common, "--records", str(tmp_path / "none.json")])
+
+
 def test_ctrl_c_reports_what_there_is(stage: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = stage.tool.generate
 
