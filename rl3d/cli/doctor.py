@@ -116,6 +116,7 @@ def examine() -> dict[str, Any]:
         "packages": packages,
         "backends": _backends(),
         "models": _models(broken),
+        "rewards": _rewards() if torch_facts else [],
         "extras": extras,
         "caches": caches,
         "warnings": warnings,
@@ -141,6 +142,9 @@ def describe(report: dict[str, Any]) -> str:
     for model in report["models"]:
         size = f"{model['bytes'] / 2**20:.1f} MiB"
         lines.append(f"  {model['name']}: {model['description']}, {size}, {model['licence']}, {model['fault'] or 'ok'}")
+    lines.append("rewards with published weights (method.reward.name=FAMILY:PATH_OR_ID):")
+    for reward in report["rewards"]:
+        lines.append(f"  {reward['name']}: {reward['about']}, files: {reward['files']}; {reward['why_not'] or 'ok'}")
     lines.append("optional extras:")
     for extra in report["extras"]:
         state = (
@@ -230,6 +234,12 @@ def _models(broken: list[str]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _rewards() -> list[dict[str, Any]]:
+    from rl3d.rewards.hub import family_facts
+
+    return family_facts()
 
 
 def _caches() -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl3d.errors import AssetError, InputError, nearest
+from rl3d import hub
+from rl3d.errors import AssetError, InputError
 from rl3d.priors.protocol import Prior, PromptEmbedding
 
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 # Never the repository's top folder of whole-checkpoint files, never anything pickled or executable.
 WANTED = ("*.json", "README.md", "*/*.json", "*/*.txt", "*/*.safetensors")
 UNWANTED = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.py", "*.non_ema*", "safety_checker/*", "image_encoder/*")
@@ -47,72 +46,13 @@ def locate(spec: str) -> Path:
     Raises:
         InputError: see `load`.
     """
-    here = Path(spec).expanduser()
-    if spec and here.is_dir():
-        return here
-    name, _, revision = spec.rpartition("@") if "@" in spec else (spec, "", "")
-    folder = Path(name).expanduser()
-    if name and folder.is_dir():
-        raise InputError(f"--prior {spec}: a folder has no revision; drop '@{revision}' or give a hub id OWNER/NAME")
-    if folder.is_file():
-        raise InputError(f"--prior {spec} is a file; give the pipeline's folder (the one with model_index.json)")
-    if "@" in spec and not revision:
-        raise InputError(f"--prior {spec}: the revision after '@' is empty; drop the '@' or name a branch or commit")
-    if not HUB_ID.fullmatch(name) or Path(name).parts[0] in (".", "..", "~") or Path(Path(name).parts[0]).is_dir():
-        guess = " (did you mean 'embedded'?)" if nearest(spec, ["embedded"]) else ""
-        raise InputError(
-            f"--prior {spec!r} does not exist{guess}; give a model folder, a hub id OWNER/NAME[@REVISION], or leave it "
-            "out for the embedded model"
-        )
-    return download(name, revision or None)
-
-
-def download(name: str, revision: str | None) -> Path:
-    """A snapshot of a hub model's JSON and safetensors files in the hub's own cache.
-
-    Raises:
-        InputError: unknown id or revision, no permission, no network.
-    """
-    import huggingface_hub
-    from huggingface_hub import errors
-
-    def fetch(unwanted: Sequence[str]) -> Path:
-        return Path(
-            huggingface_hub.snapshot_download(
-                name, revision=revision, allow_patterns=list(WANTED), ignore_patterns=list(unwanted)
-            )
-        )
-
-    try:
-        folder = fetch((*UNWANTED, "*.fp16.*"))
-        if not any(folder.glob("unet/*.safetensors")):  # some models publish half precision only
-            folder = fetch(UNWANTED)
-        return folder
-    except errors.GatedRepoError as error:
-        raise InputError(
-            f"--prior {name} asks for a licence agreement: accept it on the model's page and log in with "
-            "'hf auth login', or choose another --prior"
-        ) from error
-    except errors.RevisionNotFoundError as error:
-        raise InputError(
-            f"--prior {name}@{revision}: the model has no revision {revision!r}; name a branch, tag or commit of it"
-        ) from error
-    except errors.RepositoryNotFoundError as error:
-        raise InputError(
-            f"--prior {name} is not on the hub (or it is private); change --prior to an id that exists, a folder, or "
-            "leave it out for the embedded model"
-        ) from error
-    except (errors.HFValidationError, errors.HfHubHTTPError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(
-            f"--prior {name} could not be downloaded ({reason}); check the network, give a local folder, or leave "
-            "--prior out for the embedded model"
-        ) from error
-    except Exception as error:  # the hub's transport library is not ours to name
-        raise InputError(
-            f"--prior {name} could not be downloaded ({type(error).__name__}); check the network, give a local folder, "
-            "or leave --prior out for the embedded model"
-        ) from error
+    found = hub.locate(spec, "--prior", known=["embedded"])
+    if isinstance(found, Path):
+        return found
+    folder = hub.download(*found, "--prior", WANTED, (*UNWANTED, "*.fp16.*"))
+    if not any(folder.glob("unet/*.safetensors")):  # some models publish half precision only
+        folder = hub.download(*found, "--prior", WANTED, UNWANTED)
+    return folder
 
 
 def load_folder(folder: Path, device: torch.device, dtype: torch.dtype | None = None, *, name: str = "") -> Prior:
@@ -121,15 +61,13 @@ def load_folder(folder: Path, device: torch.device, dtype: torch.dtype | None = 
     Raises:
         AssetError: see `load`.
     """
-    from rl3d.priors.pipeline_folder import read_json
-
     index_path = folder / "model_index.json"
     if not index_path.is_file():
         raise AssetError(
             f"--prior {name or folder} has no model_index.json; give the folder of a diffusers pipeline, the one with "
             "unet/ and vae/ in it"
         )
-    index = read_json(index_path)
+    index = hub.read_json(index_path)
     kind = index.get("_class_name")
     if kind == "MultiViewPipeline":
         from rl3d.priors.embedded import load_embedded

@@ -19,9 +19,10 @@ from torch import Tensor
 
 from rl3d.cameras import Cameras
 from rl3d.errors import AssetError, InputError
+from rl3d.hub import default_dtype, read_json, weight_variant
 from rl3d.priors.latent_diffusion import LatentPrior, check_prompt, encode_texts, rows
 from rl3d.priors.mvdream_unet import MultiViewUNet, MultiViewUNetConfig
-from rl3d.priors.pipeline_folder import Components, default_dtype, load_components, read_json, weight_variant
+from rl3d.priors.pipeline_folder import Components, load_components
 from rl3d.priors.protocol import PromptEmbedding
 
 # What the training captions of the released model end with.
@@ -109,7 +110,7 @@ def load_unet(folder: Path, device: torch.device, dtype: torch.dtype) -> MultiVi
     from safetensors.torch import load_file
 
     config = read_unet_config(folder / "config.json")
-    variant = weight_variant(folder)
+    variant = weight_variant(folder, "--prior")
     files = sorted(
         path
         for path in folder.glob("*.safetensors")

@@ -5,9 +5,6 @@ Safetensors and JSON only; weights are frozen; no code of the folder is run and 
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rl3d.errors import AssetError
+from rl3d.hub import from_folder, read_json, read_licence
 
 
 @dataclass(frozen=True)
@@ -86,41 +84,6 @@ def load_schedule(folder: Path) -> NoiseSchedule:
     return NoiseSchedule(alphas, prediction)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a model folder; AssetError when it is missing or broken."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise AssetError(f"{path} is missing; the model folder is incomplete, download it again") from error
-    except (OSError, ValueError) as error:
-        raise AssetError(f"{path} is not readable JSON ({error}); download the model again") from error
-    if not isinstance(value, dict):
-        raise AssetError(f"{path} must hold a JSON object, got {type(value).__name__}; download the model again")
-    return value
-
-
-def weight_variant(folder: Path) -> str | None:
-    """The file variant to load from a component's folder: None for plain files, "fp16" where only those exist.
-
-    Raises:
-        AssetError: no safetensors weights at all. Pickled weights are never opened.
-    """
-    if not folder.is_dir():
-        raise AssetError(f"{folder} is missing; the model folder is incomplete, download it again")
-    names = [path.name for path in folder.glob("*.safetensors")]
-    if any(".fp16" not in name and ".non_ema" not in name for name in names):
-        return None
-    if any(".fp16" in name for name in names):
-        return "fp16"
-    pickled = sorted(path.name for pattern in ("*.bin", "*.ckpt", "*.pt") for path in folder.glob(pattern))
-    if pickled:
-        raise AssetError(
-            f"{folder} holds only pickled weights ({pickled[0]}), which rl3d never opens; convert them to safetensors "
-            "(pipeline.save_pretrained with safe_serialization) or choose another --prior"
-        )
-    raise AssetError(f"{folder} holds no *.safetensors weights; the model folder is incomplete, download it again")
-
-
 @dataclass(frozen=True)
 class Components:
     """The frozen parts of a latent diffusion pipeline but its U-Net.
@@ -148,52 +111,6 @@ class Components:
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
 
-def from_folder(model_class: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
-    """A frozen diffusers or transformers model from one component's folder, safetensors only, no network.
-
-    Raises:
-        AssetError: the folder is missing, truncated, pickled, or its tensors do not fill the model.
-    """
-    options: dict[str, Any] = {"use_safetensors": True, "local_files_only": True, "variant": weight_variant(folder)}
-    if model_class.__module__.startswith("diffusers"):
-        options["torch_dtype"] = dtype  # transformers renamed this option, and converts as well afterwards
-    again = "download it again or choose another --prior"
-    try:
-        with no_progress_bars():
-            model, loaded = model_class.from_pretrained(str(folder), output_loading_info=True, **options)
-    except Exception as error:  # the libraries raise a dozen unrelated types for a truncated or foreign file
-        reason = " ".join(str(error).split())[:200]
-        raise AssetError(f"{folder} cannot be loaded as {model_class.__name__}: {reason}; {again}") from error
-    # The libraries only log these and go on with random numbers.
-    missing = sorted(key for key in loaded["missing_keys"] if not key.endswith("position_ids"))
-    if missing or loaded.get("mismatched_keys"):
-        lost = missing or [str(loaded["mismatched_keys"])]
-        raise AssetError(f"{folder} lacks {len(lost)} tensors of a {model_class.__name__} ({lost[0]}); {again}")
-    model = model.to(device=device) if model.dtype == dtype else model.to(device=device, dtype=dtype)
-    return model.eval().requires_grad_(False)
-
-
-@contextmanager
-def no_progress_bars() -> Iterator[None]:
-    """Without transformers' bar for every component on stderr; the setting is put back."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-
-
-def default_dtype(device: torch.device, dtype: torch.dtype | None) -> torch.dtype:
-    """float16 on a GPU, float32 on a CPU (whose half-precision kernels are slower), unless the caller chose."""
-    if dtype is not None:
-        return dtype
-    return torch.float16 if device.type == "cuda" else torch.float32
-
-
 def load_components(folder: Path, device: torch.device, dtype: torch.dtype, name: str) -> Components:
     """VAE, text encoder, tokenizer and schedule of a pipeline folder in the diffusers layout.
 
@@ -205,24 +122,11 @@ def load_components(folder: Path, device: torch.device, dtype: torch.dtype, name
     from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
     schedule = load_schedule(folder)
-    vae = from_folder(AutoencoderKL, folder / "vae", device, dtype)
-    text_encoder = from_folder(CLIPTextModel, folder / "text_encoder", device, dtype)
+    vae = from_folder(AutoencoderKL, folder / "vae", device, dtype, "--prior")
+    text_encoder = from_folder(CLIPTextModel, folder / "text_encoder", device, dtype, "--prior")
     try:
         tokenizer = CLIPTokenizer.from_pretrained(str(folder / "tokenizer"), local_files_only=True)
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise AssetError(f"{folder}/tokenizer cannot be loaded: {reason}; download the model again") from error
     return Components(vae, text_encoder, tokenizer, schedule, device, dtype, name, read_licence(folder))
-
-
-def read_licence(folder: Path) -> str:
-    """The `license:` line of the model card, or what to do when there is none."""
-    card = folder / "README.md"
-    lines = card.read_text(encoding="utf-8", errors="replace").splitlines() if card.is_file() else []
-    if lines and lines[0].strip() == "---":
-        for line in lines[1:]:
-            if line.strip() == "---":
-                break
-            if line.startswith("license:"):
-                return line.removeprefix("license:").strip().strip("\"'") or "unknown, see the model's card"
-    return "unknown, see the model's card"

@@ -6,7 +6,6 @@ The model knows no cameras, so the prompt says where the viewer stands (DreamFus
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,11 @@ from torch import Tensor
 
 from rl3d.cameras import Cameras
 from rl3d.errors import AssetError
+from rl3d.hub import default_dtype, from_folder
 from rl3d.priors.latent_diffusion import LatentPrior, check_prompt, encode_texts, rows
-from rl3d.priors.pipeline_folder import Components, default_dtype, from_folder, load_components
+from rl3d.priors.pipeline_folder import Components, load_components
 from rl3d.priors.protocol import PromptEmbedding
-
-VIEW_SUFFIXES = (", front view", ", side view", ", back view", ", overhead view")
-FRONT, SIDE, BACK, OVERHEAD = range(4)
-
-
-def view_indices(cameras: Cameras) -> Tensor:
-    """Which of `VIEW_SUFFIXES` each of N cameras sees: [N] int64.
-
-    Front within 45 degrees of +Z, back within 45 degrees of -Z, side between, overhead above 60 degrees of elevation.
-    """
-    eye = cameras.centres  # [N, 3]
-    turn = torch.atan2(eye[:, 0], eye[:, 2]).abs()
-    elevation = torch.atan2(eye[:, 1], eye[:, [0, 2]].norm(dim=-1))
-    index = torch.full_like(turn, SIDE, dtype=torch.long)
-    index[turn <= math.pi / 4] = FRONT
-    index[turn >= 3 * math.pi / 4] = BACK
-    index[elevation > math.pi / 3] = OVERHEAD
-    return index
+from rl3d.view_words import VIEW_SUFFIXES, view_indices
 
 
 class StableDiffusionPrior(LatentPrior):
@@ -86,7 +69,7 @@ def load_stable_diffusion(
 
     chosen = default_dtype(device, dtype)
     parts = load_components(folder, device, chosen, name or folder.name)
-    unet = from_folder(UNet2DConditionModel, folder / "unet", device, chosen)
+    unet = from_folder(UNet2DConditionModel, folder / "unet", device, chosen, "--prior")
     channels, latent = unet.config.in_channels, parts.vae.config.latent_channels
     if channels != latent or unet.config.class_embed_type or unet.config.addition_embed_type:
         raise AssetError(

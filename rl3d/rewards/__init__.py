@@ -3,6 +3,7 @@
 from rl3d.rewards.divergence import cauchy_schwarz_divergence as cauchy_schwarz_divergence
 from rl3d.rewards.embedded import JudgeReward as JudgeReward
 from rl3d.rewards.embedded import load as load
+from rl3d.rewards.hub import load_hub_reward as load_hub_reward
 from rl3d.rewards.janus import janus_rate as janus_rate
 from rl3d.rewards.janus import shows_front_twice as shows_front_twice
 from rl3d.rewards.judges import Judge as Judge

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rl3d.errors import InputError, nearest
 from rl3d.rewards.judges import Judge, load_judge
-from rl3d.rewards.protocol import RewardInput, check_scores
+from rl3d.rewards.protocol import Reward, RewardInput, check_scores
 
 
 @dataclass(frozen=True)
@@ -37,15 +37,19 @@ class JudgeReward:
         return check_scores(scores, x, self.name, True, self.range)
 
 
-def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | Path | None = None) -> JudgeReward:
-    """An embedded reward by name; "judge" (or "reward") is the reward judge.
+def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | Path | None = None) -> Reward:
+    """A reward by name: "judge" (or "reward") is the embedded reward judge, "FAMILY:PATH_OR_ID" published weights.
 
     Raises:
         InputError: unknown name; or "gold", which only measures.
         AssetError: its files are missing or broken.
     """
+    from rl3d.rewards.hub import FAMILIES, load_hub_reward
+
     if name in ("gold", "judge_gold"):
         refuse_gold()
+    if ":" in name or name in FAMILIES:
+        return load_hub_reward(name, device)
     if name not in ("judge", "reward", "judge_reward"):
         close = nearest(name, ["judge", "reward"], 1)
         raise InputError(f"no embedded reward is called {name!r}; did you mean {close[0] if close else 'judge'!r}?")

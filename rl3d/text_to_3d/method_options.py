@@ -16,7 +16,7 @@ METHOD_NAMES: tuple[str, ...] = get_args(MethodName)
 class RewardOptions:
     """The reward of the methods that use one, and how strongly its gradient pulls."""
 
-    name: str = "judge"  # an embedded reward, see rl3d.rewards.load; the gold judge is refused
+    name: str = "judge"  # or FAMILY:PATH_OR_ID, see rl3d.rewards.load; the gold judge is refused
     # Norm of the reward's gradient on the render, as a share of the distillation's; no reward before there is a shape.
     weight: Schedule = field(default_factory=lambda: Schedule(((0.2, 0.0), (0.5, 0.3))))
     cap: float = 0.9  # the reward's gradient stops where the score reaches this (in the reward's own units)
