@@ -17,7 +17,6 @@ from rl3d.render import render
 from rl3d.render.compositing import composite
 from rl3d.render.gaussians import splat
 from rl3d.scenes import Mesh
-from rl3d.scenes.grids import Dense, HashGrid, encode
 
 CAMERAS = Cameras.orbit(torch.arange(3) * 2.0, 0.3, 2.7, 0.47, 37)  # 37: neither tiles nor vectors come out even
 
@@ -74,16 +73,6 @@ def rays(words: int) -> list[Tensor]:
     return slopes(composite(*leaves, offsets, backend="cpu"), leaves)
 
 
-def grids(words: int) -> list[Tensor]:
-    g = torch.Generator().manual_seed(3)
-    points = at_offset(torch.rand(3000, 3, generator=g), words).requires_grad_()
-    grid = at_offset(torch.randn(4, 5, 3, 7, generator=g), words).requires_grad_()
-    hashed = HashGrid.random(4, 3, 17, 2, 5, spread=1.0, generator=g)
-    table = next(v for v in vars(hashed).values() if isinstance(v, Tensor)).requires_grad_()
-    dense, coded = (encode(e, points, "cpu") for e in (Dense(grid), hashed))
-    return slopes((dense, coded), [points, grid, table])
-
-
 @contextmanager
 def load() -> Iterator[None]:
     """Two threads that keep allocating and computing, so that threads and memory come in another order each time."""
@@ -105,7 +94,7 @@ def load() -> Iterator[None]:
             worker.join()
 
 
-@pytest.mark.parametrize("kernels", [splats, mesh, rays, grids])
+@pytest.mark.parametrize("kernels", [splats, mesh, rays])
 def test_the_same_inputs_give_the_same_bits(kernels: Callable[[int], list[Tensor]]) -> None:
     most = numba.config.NUMBA_NUM_THREADS
     first = kernels(0)
