@@ -86,7 +86,7 @@ class _Residual(nn.Module):
 
 
 class Block(nn.Module):
-    """A pre-norm transformer block on [B, N, C]; `mask` as in scaled_dot_product_attention, [B, heads or 1, N or 1, N]."""
+    """A pre-norm transformer block on [B, N, C]; `mask` [B, heads or 1, N or 1, N]: true may be seen, or a bias."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()

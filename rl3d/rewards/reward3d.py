@@ -1,8 +1,8 @@
 """Reward3D-mini: a learned multi-view reward that was trained to rank (DreamReward, Ye et al. 2024, arXiv 2403.14613).
 
-It starts as the reward judge (its image and text encoders, fine-tuned here) and adds what that one lacks: attention over
-the patches of all views and the prompt at once, with the angle between every two views, so that views are judged against
-each other and not one by one. Four times the front of a chair are four good views of a chair and no chair.
+It starts as the reward judge (its image and text encoders, fine-tuned here) and adds what that one lacks: attention
+over the patches of all views and the prompt at once, with the angle between every two views, so that views are judged
+against each other and not one by one. Four times the front of a chair are four good views of a chair and no chair.
 
     r(y, X) = LIMIT tanh(z / LIMIT),   z = (raw(y, X) - mean) / std
     raw(y, X) = gain cos(judge(X), judge(y)) + mlp(text token, worst patch, spread over views, product of embeddings)
@@ -160,12 +160,15 @@ class Reward3D:
 
     def score(self, images: Tensor, prompts: list[str], azimuths: Tensor) -> Tensor:
         """Scores [B] of premultiplied views [B, V, 4, H, W] at azimuths [B, V] (radians)."""
+        return LIMIT * torch.tanh((self.raw(images, prompts, azimuths) - self.mean) / (self.std * LIMIT))
+
+    def raw(self, images: Tensor, prompts: list[str], azimuths: Tensor) -> Tensor:
+        """The same before they are standardised."""
         if images.shape[1] < 2:
             raise InputError(f"reward {self.name!r} compares views with each other and needs 2 or more, got 1")
         texts = Judge("reward", self.model.judge, self.words, ()).embed_texts(prompts)
         with torch.autocast(self.device.type, torch.float16, enabled=self.device.type == "cuda"):
-            raw = self.model.raw(images.to(self.device, torch.float32), texts, azimuths.to(self.device))
-        return LIMIT * torch.tanh((raw - self.mean) / (self.std * LIMIT))
+            return self.model.raw(images.to(self.device, torch.float32), texts, azimuths.to(self.device))
 
 
 def save_reward3d(reward: Reward3D, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
