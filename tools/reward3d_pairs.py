@@ -101,12 +101,17 @@ def other_things(source: ViewBatches, real: Real, rng: np.random.Generator) -> T
     """Another asset that shares no word of the noun, painted in the same colour, from the same number of views."""
     chosen = []
     for record, colour in zip(real.records, real.colours):
-        while True:
+        for attempt in range(1000):
             i = int(rng.choice(source.keep, p=source.weight))
             other = source.records[i]
-            if not set(other.noun_words) & set(record.noun_words) and not held_out(colour, other):
-                chosen.append(i)
+            # Of a handful of assets all may be held out in this colour.
+            if not set(other.noun_words) & set(record.noun_words) and (attempt > 100 or not held_out(colour, other)):
                 break
+        else:
+            raise SystemExit(
+                f"hardly any asset but {record.caption!r} has another noun; more kinds of assets are needed"
+            )
+        chosen.append(i)
     assets = np.array(chosen)
     return to_images(stored(source, assets, real.sets), source.main[assets], real.target)
 

@@ -221,6 +221,13 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
             return
 
 
+def thin(source: ViewBatches, count: int) -> None:
+    """Leave at most `count` assets, evenly picked and equally likely; 0 leaves all of them."""
+    few = min(count or len(source.keep), len(source.keep))
+    source.keep = source.keep[np.linspace(0, len(source.keep) - 1, few).astype(int)]
+    source.weight = np.full(few, 1 / few)
+
+
 def finish(args: argparse.Namespace, device: torch.device) -> None:
     """Measure the averaged weights in the form in which they ship; write them to --assets."""
     records = read_records(args.data)
@@ -231,9 +238,7 @@ def finish(args: argparse.Namespace, device: torch.device) -> None:
     rough = Reward3D(model.to(device).eval().requires_grad_(False), words, 0.0, 1.0)
     sources = {split: ViewBatches(args.cache, records, split, 0.0) for split in ("train", "val")}
     for source in sources.values():
-        few = args.eval_assets or len(source.keep)
-        source.keep = source.keep[np.linspace(0, len(source.keep) - 1, min(few, len(source.keep))).astype(int)]
-        source.weight = np.full(len(source.keep), 1 / len(source.keep))
+        thin(source, args.eval_assets)
     mean, std = standardise(rough, sources["train"])
     save_reward3d(replace(rough, mean=mean, std=std), args.out / "reward3d")
     reward = load_reward3d(device, args.out / "reward3d")
@@ -242,7 +247,7 @@ def finish(args: argparse.Namespace, device: torch.device) -> None:
     found = args.out / "candidates.safetensors"
     for split, source in sources.items():
         if split == "train" and not args.eval_assets:
-            source.keep = source.keep[::10]
+            thin(source, 200)
         row[split] = evaluate(reward, judge, source, Candidates(found, split) if found.is_file() else None)
     print(json.dumps(row), flush=True)
     write_json(args.out / "evaluation.json", row)
