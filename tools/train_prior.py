@@ -206,7 +206,7 @@ def validation(model, fixed, autocast) -> dict[str, float]:  # type: ignore[no-u
     return out
 
 
-def save(folder: Path, model, ema, optimizers, state: dict, vocabulary: list[str]) -> None:  # type: ignore[no-untyped-def]
+def save(folder: Path, model, ema, optimizers, state: dict) -> None:  # type: ignore[no-untyped-def]
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
     tensors |= {f"ema.{k}": v.contiguous() for k, v in ema.shadow.items()}
@@ -216,7 +216,7 @@ def save(folder: Path, model, ema, optimizers, state: dict, vocabulary: list[str
         tensors |= {f"opt.{k}.{names[parameter]}": v for k, v in kept.items()}
     with atomic_path(folder / "checkpoint.safetensors") as temporary:
         save_file(tensors, temporary, {"step": str(state["step"])})
-    write_json(folder / "state.json", {**state, "model": dict(model.config), "vocabulary": vocabulary})
+    write_json(folder / "state.json", state)
 
 
 def restore(folder: Path, model, ema, optimizers) -> dict:  # type: ignore[no-untyped-def]
@@ -361,7 +361,8 @@ def main() -> None:
             print(json.dumps(row), flush=True)
         if accelerator.is_main_process and (done or clock() - saved > 60 * args.save_every):
             saved = clock()
-            save(args.out, model, ema, optimizers, state, vocabulary)
+            facts = {**state, "model": dict(model.config), "vocabulary": vocabulary}
+            save(args.out, model, ema, optimizers, facts)
         if done:
             break
 

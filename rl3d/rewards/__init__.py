@@ -1,4 +1,4 @@
-"""Judges: what a reward is, the two embedded ones, and scoring with them."""
+"""Judges: what a reward is, the embedded ones, and scoring with them."""
 
 from rl3d.rewards.divergence import cauchy_schwarz_divergence as cauchy_schwarz_divergence
 from rl3d.rewards.embedded import JudgeReward as JudgeReward
@@ -12,6 +12,7 @@ from rl3d.rewards.protocol import FunctionReward as FunctionReward
 from rl3d.rewards.protocol import Reward as Reward
 from rl3d.rewards.protocol import RewardInput as RewardInput
 from rl3d.rewards.protocol import reward as reward
+from rl3d.rewards.reward3d import Reward3D as Reward3D
 from rl3d.rewards.score import Retrieval as Retrieval
 from rl3d.rewards.score import colour_probabilities as colour_probabilities
 from rl3d.rewards.score import draft_score as draft_score

@@ -15,10 +15,12 @@ from rl3d.errors import InputError
 KINDS = (
     "noise",
     "blur",
+    "unfinished",
     "blank_view",
     "swapped_colour",
     "wrong_noun",
     "mixed_views",
+    "two_faced",
     "janus",
     "floaters",
     "holes",
@@ -48,6 +50,30 @@ def blur(images: Tensor, sigma: float) -> Tensor:
     return rows(images.shape[-2]) @ images @ rows(images.shape[-1])
 
 
+def unfinished(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """As if an optimisation had stopped early: soft, blotched with wrong colours, faint.
+
+    Blurred by 2.5 `amount` pixels of a 64-pixel image, smooth colour errors with a standard deviation of 0.25 `amount`
+    that differ from view to view, alpha faded by up to 0.4 `amount`.
+
+    Raises:
+        InputError: amount outside (0, 1].
+    """
+    if not 0 < amount <= 1:
+        raise InputError(f"amount must lie in (0, 1], got {amount}")
+    size = images.shape[-2:]
+    soft = blur(images, 2.5 * amount * size[0] / 64)
+
+    def blotches(channels: int) -> Tensor:  # 6 x 6 random values a view, smoothly between them
+        coarse = torch.randn((images.shape[0] * images.shape[1], channels, 6, 6), generator=generator).to(images)
+        return F.interpolate(coarse, size, mode="bicubic", align_corners=False).unflatten(0, images.shape[:2])
+
+    fade = 1 - 0.4 * amount * blotches(1).sigmoid()
+    alpha = soft[:, :, 3:] * fade
+    rgb = (soft[:, :, :3] * fade + 0.25 * amount * alpha * blotches(3)).clamp_min(0)
+    return torch.cat([torch.minimum(rgb, alpha), alpha], 2)
+
+
 def blank_view(images: Tensor, generator: torch.Generator) -> Tensor:
     """One random view of each object is empty."""
     which = torch.randint(images.shape[1], (len(images),), generator=generator)
@@ -69,6 +95,15 @@ def mixed_views(images: Tensor, others: Tensor) -> Tensor:
     """Every second view shows another object: [B, V, 4, H, W] of each."""
     odd = torch.arange(images.shape[1], device=images.device) % 2 == 1
     return torch.where(odd[None, :, None, None, None], others, images)
+
+
+def two_faced(images: Tensor, front: Tensor | int = 0) -> Tensor:
+    """The view across from the one with index `front` ([B] or one number) shows that front too; the sides stay."""
+    index = torch.as_tensor(front, device=images.device).expand(len(images))
+    rows = torch.arange(len(images), device=images.device)
+    out = images.clone()
+    out[rows, (index + images.shape[1] // 2) % images.shape[1]] = images[rows, index]
+    return out
 
 
 def janus(images: Tensor, front: Tensor | int = 0) -> Tensor:

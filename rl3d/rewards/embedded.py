@@ -1,4 +1,4 @@
-"""The embedded reward judge as a Reward. The gold judge stays outside on purpose."""
+"""The embedded rewards by name. The gold judge stays outside on purpose."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from rl3d.errors import InputError, nearest
 from rl3d.rewards.judges import Judge, load_judge
 from rl3d.rewards.protocol import Reward, RewardInput, check_scores
+from rl3d.rewards.reward3d import load_reward3d
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class JudgeReward:
 
 
 def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | Path | None = None) -> Reward:
-    """A reward by name: "judge" (or "reward") is the embedded reward judge, "FAMILY:PATH_OR_ID" published weights.
+    """A reward by name: "judge" (or "reward") is the embedded reward judge, "reward3d" the embedded one trained to rank,
+    "FAMILY:PATH_OR_ID" one with published weights.
 
     Raises:
         InputError: unknown name; or "gold", which only measures.
@@ -48,10 +50,12 @@ def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | 
 
     if name in ("gold", "judge_gold"):
         refuse_gold()
+    if name == "reward3d":
+        return load_reward3d(device, folder)
     if ":" in name or name in FAMILIES:
         return load_hub_reward(name, device)
     if name not in ("judge", "reward", "judge_reward"):
-        close = nearest(name, ["judge", "reward"], 1)
+        close = nearest(name, ["judge", "reward", "reward3d"], 1)
         raise InputError(f"no embedded reward is called {name!r}; did you mean {close[0] if close else 'judge'!r}?")
     return JudgeReward(load_judge("reward", device, folder))
 

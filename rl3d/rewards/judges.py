@@ -85,8 +85,8 @@ class _Residual(nn.Module):
         return x + self.conv2(F.silu(self.norm2(self.conv1(F.silu(self.norm1(x))))))
 
 
-class _Block(nn.Module):
-    """A pre-norm transformer block on [B, N, C]; `keep` [B, N] bool marks the tokens that may be attended to."""
+class Block(nn.Module):
+    """A pre-norm transformer block on [B, N, C]; `mask` [B, heads or 1, N or 1, N]: true may be seen, or a bias."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -95,9 +95,8 @@ class _Block(nn.Module):
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 3 * width), nn.GELU(), nn.Linear(3 * width, width))
 
-    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mask = None if keep is None else keep[:, None, None]
         seen = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         x = x + self.out(seen.transpose(1, 2).flatten(2))
         return x + self.mlp(self.norm2(x))
@@ -134,9 +133,16 @@ class RewardJudge(nn.Module):
 
     def encode_images(self, images: Tensor) -> ImageCode:
         """[B, V, 4, H, W] premultiplied sRGB in [0, 1], any H, W; differentiable."""
+        return self.encode_patches(self.patches(images))
+
+    def patches(self, images: Tensor) -> Tensor:
+        """[B, V, C, S / 16, S / 16] features of 16x16-pixel patches, each view by itself; images as above."""
         x = _resized(images.flatten(0, 1), self.config.image_size)
-        x = self.features(2 * x - 1)
-        x = F.silu(self.view(torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1))).unflatten(0, images.shape[:2])
+        return self.features(2 * x - 1).unflatten(0, images.shape[:2])
+
+    def encode_patches(self, x: Tensor) -> ImageCode:
+        """What `encode_images` gives, of the views' `patches`."""
+        x = F.silu(self.view(torch.cat([x.mean((3, 4)), x.amax((3, 4))], 2)))
         spread = ((x - x.mean(1, keepdim=True)) ** 2).mean(1).add(1e-6).sqrt()
         pooled = self.pool(torch.cat([x.mean(1), x.amax(1), spread], 1))
         return ImageCode(F.normalize(self.image_out(pooled).float(), dim=-1), self.colour_out(pooled).float(), None)
@@ -172,8 +178,8 @@ class GoldJudge(nn.Module):
             _Residual(width),
         )
         self.positions = nn.Parameter(0.02 * torch.randn((config.image_size // 8) ** 2, width))
-        self.view_blocks = nn.ModuleList(_Block(width, config.heads) for _ in range(config.view_blocks))
-        self.joint_blocks = nn.ModuleList(_Block(width, config.heads) for _ in range(config.joint_blocks))
+        self.view_blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.view_blocks))
+        self.joint_blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.joint_blocks))
         self.norm = nn.LayerNorm(width)
         self.queries = nn.Linear(width, config.heads)  # one attention map a head pools all patches of all views
         self.image_mlp = nn.Sequential(nn.Linear((config.heads + 1) * width, width), nn.GELU())
@@ -182,7 +188,7 @@ class GoldJudge(nn.Module):
         self.words = nn.Embedding(config.vocabulary, width, padding_idx=0)
         nn.init.normal_(self.words.weight, std=0.1)  # from 1 down to 0.1: captions align in half the steps
         self.word_positions = nn.Parameter(0.02 * torch.randn(config.max_words, width))
-        self.text_block, self.text_norm = _Block(width, config.heads), nn.LayerNorm(width)
+        self.text_block, self.text_norm = Block(width, config.heads), nn.LayerNorm(width)
         self.text_out = nn.Linear(width, config.embedding)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))
 
@@ -215,7 +221,7 @@ class GoldJudge(nn.Module):
         """[B, L] int64 word ids (0: padding) to unit embeddings [B, E]."""
         keep = ids != 0
         x = self.words(ids) + self.word_positions[: ids.shape[1]]
-        x = self.text_norm(self.text_block(x, keep)) * keep[..., None]
+        x = self.text_norm(self.text_block(x, keep[:, None, None])) * keep[..., None]
         x = x.sum(1) / keep.sum(1, keepdim=True).clamp_min(1)
         return F.normalize(self.text_out(x).float(), dim=-1)
 

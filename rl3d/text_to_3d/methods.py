@@ -15,6 +15,7 @@ from rl3d.priors.protocol import Prior, PromptEmbedding
 from rl3d.rewards.embedded import JudgeReward, load, refuse_gold
 from rl3d.rewards.judges import Judge
 from rl3d.rewards.protocol import Reward
+from rl3d.rewards.reward3d import Reward3D
 from rl3d.text_to_3d.dreamcs import dreamcs
 from rl3d.text_to_3d.dreamdpo import dreamdpo
 from rl3d.text_to_3d.dreamreward import dreamreward
@@ -112,12 +113,12 @@ def _check_reward(reward: Any, method: str, prior: Prior, differentiable: bool) 
 
 
 def check_prompt(guide: Guide, prior: Prior, prompt: PromptEmbedding) -> None:
-    """Ask the embedded judge about blank views, so that a prompt that it cannot judge is refused before any work.
+    """Ask an embedded reward about blank views, so that a prompt that it cannot judge is refused before any work.
 
     Raises:
         InputError: the judge knows no word of the prompt.
     """
-    if not isinstance(guide.reward, JudgeReward):  # a user's own may want a mesh, or a fee
+    if not isinstance(guide.reward, JudgeReward | Reward3D):  # a user's own may want a mesh, or a fee
         return
     cameras = prior.cameras(0.0, 0.0)
     shape = (1, prior.n_views, 4 if prior.has_alpha else 3, prior.image_size, prior.image_size)

@@ -27,8 +27,10 @@ FORMS = {
     "noise": lambda x: damage.noise(x, 0.1, generator()),
     "blur": lambda x: damage.blur(x, 1.5),
     "blank_view": lambda x: damage.blank_view(x, generator()),
+    "unfinished": lambda x: damage.unfinished(x, 0.5, generator()),
     "swapped_colour": lambda x: damage.repaint(x, torch.tensor([[0.1, 0.2, 0.9]]).expand(len(x), 3)),
     "mixed_views": lambda x: damage.mixed_views(x, x.flip(-2)[:, [1, 2, 3, 0]]),
+    "two_faced": lambda x: damage.two_faced(x, 1),
     "janus": lambda x: damage.janus(x, 3),
     "floaters": lambda x: damage.floaters(x, generator()),
     "holes": lambda x: damage.holes(x, generator()),
@@ -61,6 +63,22 @@ def test_janus_repeats_each_objects_own_front() -> None:
     bad = damage.janus(clean, torch.tensor([0, 2]))
     for v in range(4):
         assert torch.equal(bad[0, v], clean[0, 0]) and torch.equal(bad[1, v], clean[1, 2])
+
+
+def test_two_faces_are_the_front_and_its_back_alone() -> None:
+    clean = squares()
+    bad = damage.two_faced(clean, torch.tensor([1, 2]))
+    assert torch.equal(bad[0, 3], clean[0, 1]) and torch.equal(bad[1, 0], clean[1, 2])
+    assert torch.equal(bad[0, :3], clean[0, :3]) and torch.equal(bad[1, 1:], clean[1, 1:])
+
+
+def test_less_is_finished_the_more_is_wrong() -> None:
+    clean = squares()
+    wrong = [float((damage.unfinished(clean, a, generator()) - clean).square().mean()) for a in (0.2, 0.5, 1.0)]
+    assert 0 < wrong[0] < wrong[1] < wrong[2]
+    assert damage.unfinished(clean, 1.0, generator())[:, :, 3].sum() < clean[:, :, 3].sum()
+    with pytest.raises(InputError, match="amount"):
+        damage.unfinished(clean, 0.0, generator())
 
 
 def test_repaint_gives_the_colour() -> None:
