@@ -1,5 +1,10 @@
-"""Judges: what a reward is, the two embedded ones, and scoring with them."""
+"""Rewards: what one is, the embedded ones, compositions, and scoring with the judges."""
 
+from rl3d.rewards.compose import Statistics as Statistics
+from rl3d.rewards.compose import constrained as constrained
+from rl3d.rewards.compose import geometric_mean as geometric_mean
+from rl3d.rewards.compose import standardised as standardised
+from rl3d.rewards.compose import weighted_sum as weighted_sum
 from rl3d.rewards.divergence import cauchy_schwarz_divergence as cauchy_schwarz_divergence
 from rl3d.rewards.embedded import JudgeReward as JudgeReward
 from rl3d.rewards.embedded import load as load
