@@ -1,4 +1,4 @@
-"""Rewards: what one is, the embedded ones, compositions, and scoring with the judges."""
+"""Rewards: what one is, the embedded ones and formulas, compositions, and scoring with the judges."""
 
 from rl3d.rewards.compose import Statistics as Statistics
 from rl3d.rewards.compose import constrained as constrained
@@ -8,6 +8,7 @@ from rl3d.rewards.compose import weighted_sum as weighted_sum
 from rl3d.rewards.divergence import cauchy_schwarz_divergence as cauchy_schwarz_divergence
 from rl3d.rewards.embedded import JudgeReward as JudgeReward
 from rl3d.rewards.embedded import load as load
+from rl3d.rewards.geometry import GeometricReward as GeometricReward
 from rl3d.rewards.janus import janus_rate as janus_rate
 from rl3d.rewards.janus import shows_front_twice as shows_front_twice
 from rl3d.rewards.judges import Judge as Judge

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from rl3d.errors import InputError, nearest
+from rl3d.rewards import geometry
 from rl3d.rewards.judges import Judge, load_judge
-from rl3d.rewards.protocol import RewardInput, check_scores
+from rl3d.rewards.protocol import Reward, RewardInput, check_scores
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,8 @@ class JudgeReward:
         return check_scores(scores, x, self.name, True, self.range)
 
 
-def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | Path | None = None) -> JudgeReward:
-    """An embedded reward by name; "judge" (or "reward") is the reward judge.
+def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | Path | None = None) -> Reward:
+    """An embedded reward by name: "judge" (or "reward"), the reward judge; or a formula of `rl3d.rewards.geometry`.
 
     Raises:
         InputError: unknown name; or "gold", which only measures.
@@ -46,8 +47,10 @@ def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | 
     """
     if name in ("gold", "judge_gold"):
         refuse_gold()
+    if name in geometry.REWARDS:
+        return geometry.REWARDS[name]
     if name not in ("judge", "reward", "judge_reward"):
-        close = nearest(name, ["judge", "reward"], 1)
+        close = nearest(name, ["judge", "reward", *geometry.REWARDS], 1)
         raise InputError(f"no embedded reward is called {name!r}; did you mean {close[0] if close else 'judge'!r}?")
     return JudgeReward(load_judge("reward", device, folder))
 
