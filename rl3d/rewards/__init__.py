@@ -1,5 +1,7 @@
 """Rewards: what one is, the embedded ones and formulas, compositions, and scoring with the judges."""
 
+from rl3d.rewards.check import Calibration as Calibration
+from rl3d.rewards.check import check_reward as check_reward
 from rl3d.rewards.compose import Statistics as Statistics
 from rl3d.rewards.compose import constrained as constrained
 from rl3d.rewards.compose import geometric_mean as geometric_mean

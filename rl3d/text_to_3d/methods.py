@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,10 +64,11 @@ class Guide:
         return METHODS[self.options.name]
 
     def facts(self) -> dict[str, Any]:
-        """For the report: the method's name, and its reward's."""
+        """For the report: the method's name, and its reward's; an end of its range that is infinite is None."""
         if self.reward is None:
             return {"name": self.options.name}
-        reward = {"name": self.reward.name, "licence": self.reward.licence, "range": list(self.reward.range)}
+        bounds = [end if math.isfinite(end) else None for end in self.reward.range]  # JSON knows no infinity
+        reward = {"name": self.reward.name, "licence": self.reward.licence, "range": bounds}
         return {"name": self.options.name, "reward": reward}
 
 
