@@ -106,6 +106,14 @@ CONDITIONS = {
 }
 
 
+CALIBRATION = """
+## Calibration
+
+`rl3d rewards check judge` compares props with damaged versions; tools/calibrate_rewards.py records the result, without
+which `rl3d generate` refuses these weights, and writes docs/benchmarks/rewards.md.
+"""
+
+
 def model_card(which: str, row: dict, command: str, parameters: int, janus: dict | None = None) -> str:
     """Markdown of a card; `row` is what train_judge.py writes as evaluation.json."""
     val, train, state = row["val"], row["train"], row["training"]
@@ -150,7 +158,7 @@ milder or equal form was among the training losses.
 
 Noise and blur are also training augmentations that should not matter, so their rows near 0.5 are intended. For Janus
 copies, many assets look alike from all sides, which bounds the share from above.
-{janus_section(janus) if which == "gold" else ""}
+{janus_section(janus) if which == "gold" else CALIBRATION}
 ## Limits
 
 Knows the {val.get("words", "training")} words of its vocabulary and low-poly props; it reads words, not grammar. Main

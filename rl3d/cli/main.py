@@ -26,6 +26,7 @@ COMMANDS = {
     "generate": "turn a sentence into a checked 3D asset",
     "render": "render a turntable of a mesh, splat or field file",
     "score": "judge how well 3D files match a sentence",
+    "rewards": "list the embedded rewards, or check whether one prefers a hack",
     "doctor": "report what this installation can do and what is broken",
 }
 

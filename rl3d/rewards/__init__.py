@@ -1,8 +1,16 @@
-"""Judges: what a reward is, the embedded ones, and scoring with them."""
+"""Rewards: what one is, the embedded ones and formulas, compositions, and scoring with the judges."""
 
+from rl3d.rewards.check import Calibration as Calibration
+from rl3d.rewards.check import check_reward as check_reward
+from rl3d.rewards.compose import Statistics as Statistics
+from rl3d.rewards.compose import constrained as constrained
+from rl3d.rewards.compose import geometric_mean as geometric_mean
+from rl3d.rewards.compose import standardised as standardised
+from rl3d.rewards.compose import weighted_sum as weighted_sum
 from rl3d.rewards.divergence import cauchy_schwarz_divergence as cauchy_schwarz_divergence
 from rl3d.rewards.embedded import JudgeReward as JudgeReward
 from rl3d.rewards.embedded import load as load
+from rl3d.rewards.geometry import GeometricReward as GeometricReward
 from rl3d.rewards.hub import load_hub_reward as load_hub_reward
 from rl3d.rewards.janus import janus_rate as janus_rate
 from rl3d.rewards.janus import shows_front_twice as shows_front_twice

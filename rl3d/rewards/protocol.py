@@ -75,8 +75,8 @@ class Reward(Protocol):
 
     Attributes:
         name: for reports. views: how many views an asset it wants; None takes any number.
-        differentiable: gradients reach `images`. range: (lowest, highest) possible score.
-        licence: of its weights; "none" for a formula.
+        differentiable: gradients reach `images` (a geometric reward's: what it needs).
+        range: (lowest, highest) possible score. licence: of its weights; "none" for a formula.
     """
 
     @property

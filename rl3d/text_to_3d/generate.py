@@ -26,6 +26,7 @@ from rl3d.files import atomic_path
 from rl3d.priors import load as load_prior
 from rl3d.priors.protocol import Prior, PromptEmbedding
 from rl3d.progress import Progress
+from rl3d.rewards.calibrated import calibration_warning
 from rl3d.rewards.protocol import Reward
 from rl3d.runs import Run, read_metrics
 from rl3d.scenes.gaussians import Gaussians
@@ -210,6 +211,12 @@ def generate(
             progress.note(f"warning: {note}")
 
         guide = guide_for(options.method, model, reward, device)
+        if guide.reward is not None:
+            embedded = reward is None and ":" not in options.method.reward.name  # that would be published weights
+            warning = calibration_warning(guide.reward, embedded)
+            if warning is not None:
+                notes.append(warning)
+                progress.note(f"warning: {warning}")
         check_prompt(guide, model, embedding)
         for i in range(options.best_of):
             _draft(run, model, prompt, embedding, options, i, checkpoints, progress)

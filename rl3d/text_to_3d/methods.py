@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from rl3d.errors import ConfigError, InputError
 from rl3d.priors.low_rank import AdaptablePrior
 from rl3d.priors.protocol import Prior, PromptEmbedding
 from rl3d.rewards.embedded import JudgeReward, load, refuse_gold
+from rl3d.rewards.geometry import GeometricReward
 from rl3d.rewards.judges import Judge
 from rl3d.rewards.protocol import Reward
 from rl3d.rewards.reward3d import Reward3D
@@ -63,10 +65,11 @@ class Guide:
         return METHODS[self.options.name]
 
     def facts(self) -> dict[str, Any]:
-        """For the report: the method's name, and its reward's."""
+        """For the report: the method's name, and its reward's; an end of its range that is infinite is None."""
         if self.reward is None:
             return {"name": self.options.name}
-        reward = {"name": self.reward.name, "licence": self.reward.licence, "range": list(self.reward.range)}
+        bounds = [end if math.isfinite(end) else None for end in self.reward.range]  # JSON knows no infinity
+        reward = {"name": self.reward.name, "licence": self.reward.licence, "range": bounds}
         return {"name": self.options.name, "reward": reward}
 
 
@@ -106,10 +109,14 @@ def _check_reward(reward: Any, method: str, prior: Prior, differentiable: bool) 
             f"reward {reward.name!r} needs {reward.views} views an asset, the prior {prior.name} shows "
             f"{prior.n_views}; choose another reward or prior"
         )
-    if differentiable and not reward.differentiable:
+    if isinstance(reward, GeometricReward) and method != "dreamcs":
         raise InputError(
-            f"method {method} needs a reward with gradients, {reward.name!r} has none; dreamdpo and rewardsds need none"
+            f"reward {reward.name!r} looks at {' and '.join(reward.needs)}, method {method} shows images alone; take "
+            "--method dreamcs, or another reward"
         )
+    if differentiable and not reward.differentiable:
+        way_out = "take another reward" if method == "dreamcs" else "dreamdpo and rewardsds need none"
+        raise InputError(f"method {method} needs a reward with gradients, {reward.name!r} has none; {way_out}")
 
 
 def check_prompt(guide: Guide, prior: Prior, prompt: PromptEmbedding) -> None:

@@ -19,7 +19,8 @@ from tiny_world import load_tool, random_prior
 
 from rl3d.errors import AssetError, ConfigError, InputError
 from rl3d.priors.embedded import EmbeddedPrior
-from rl3d.runs import read_metrics, status
+from rl3d.rewards import reward
+from rl3d.runs import finished_stages, read_metrics, status
 from rl3d.scenes import Field, Gaussians, Mesh
 from rl3d.text_to_3d import finish
 from rl3d.text_to_3d.generate import (
@@ -233,7 +234,9 @@ def test_a_rewarded_run_reports_its_method_and_resumes(
     method = MethodOptions(name="dreamdpo")
     options = replace(TINY, method=method, sample=replace(TINY.sample, candidates=1))
     kept, killed = tmp_path / "kept", tmp_path / "killed"
-    report = generate("a red box", options, kept, prior=prior).report["method"]
+    whole = generate("a red box", options, kept, prior=prior).report
+    assert any("'judge' fails" in w and "rl3d rewards check judge" in w for w in whole["warnings"])
+    report = whole["method"]
     assert (report["name"], report["reward"]["name"], report["reward"]["licence"]) == (
         "dreamdpo",
         "judge",
@@ -250,6 +253,20 @@ def test_a_rewarded_run_reports_its_method_and_resumes(
     assert_same(kept, killed)
     with pytest.raises(ConfigError, match=r"begun with method\."):
         generate("a red box", TINY, killed, prior=prior, resume=True)
+
+
+def test_an_uncalibrated_reward_is_refused_and_a_users_own_warned_about(
+    prior: EmbeddedPrior, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = replace(TINY, method=MethodOptions(name="dreamdpo"), sample=replace(TINY.sample, candidates=1))
+    monkeypatch.setattr("rl3d.rewards.calibrated.recorded_calibration", lambda reward, path: None)
+    with pytest.raises(InputError, match="the embedded reward 'judge' was not calibrated with these weights"):
+        generate("a red box", options, tmp_path / "refused", prior=prior)
+    assert finished_stages(tmp_path / "refused") == []
+    mine = reward(name="mine")(lambda x: x.images.mean((1, 2, 3, 4)))
+    report = generate("a red box", options, tmp_path / "own", prior=prior, reward=mine).report
+    assert any(w.startswith("reward 'mine' is your own and not calibrated") for w in report["warnings"])
+    assert report["method"]["reward"]["range"] == [None, None]  # unbounded, and still a report
 
 
 def test_dreamcs_runs_on_a_signed_distance_and_resumes(

@@ -199,6 +199,10 @@ def test_rewards_are_checked_before_a_run(prior: EmbeddedPrior) -> None:
         guide_for(dpo, prior, redness)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="the gold judge only measures"):
         guide_for(replace(dpo, reward=RewardOptions(name="gold")), prior)
+    with pytest.raises(InputError, match="'stability' looks at mesh, method dreamreward shows images alone"):
+        guide_for(replace(fl, reward=RewardOptions(name="stability")), prior)
+    with pytest.raises(InputError, match="dreamcs needs a reward with gradients, 'connectedness' has none"):
+        guide_for(MethodOptions(name="dreamcs", scene="sdf", reward=RewardOptions(name="connectedness")), prior)
     with pytest.raises(InputError, match="no embedded reward is called 'jugde'"):
         guide_for(replace(dpo, reward=RewardOptions(name="jugde")), prior)
     with pytest.raises(ConfigError, match="method mvdream uses no reward; choose one of dreamreward, dreamdpo"):

@@ -107,6 +107,15 @@ def test_a_reward_on_the_mesh_moves_the_surface(ball: SplatState, prior: Embedde
     assert found[0] > found[1] + 1e-3, found
 
 
+@pytest.mark.parametrize("name", ["depth_normal", "symmetry", "stability"])
+def test_geometric_rewards_reach_the_surface(name: str, ball: SplatState, prior: EmbeddedPrior) -> None:
+    options = method(reward=RewardOptions(name=name, weight=Schedule(((0.0, 0.5),)), cap=10.0))
+    state = begin_scene(ball, options, RATES)
+    assert isinstance(state, VoxelState)
+    rows = steps(state, guide_for(options, prior), prior, 2)
+    assert all(row["balance"] > 0 and math.isfinite(row["balance"]) and "reward" in row for row in rows)
+
+
 @pytest.mark.parametrize("scene", ["sdf", "field"])
 def test_a_killed_run_resumes_to_the_same_field(
     ball: SplatState, prior: EmbeddedPrior, tmp_path: Path, scene: str
