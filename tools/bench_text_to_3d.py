@@ -369,14 +369,14 @@ def draw_sheet(bench: Bench, jobs: list[Job], path: Path) -> dict[str, Any] | No
     return {"methods": methods, "prompts": shown}
 
 
-def write_report(bench: Bench, jobs: list[Job], prompts: list[tuple[str, str]], args: argparse.Namespace) -> None:
+def write_report(bench: Bench, jobs: list[Job], earlier: dict[str, Any], args: argparse.Namespace) -> None:
     """results.json in --out and beside the page, the picture, and the page."""
     results = results_of(bench, jobs)
     if args.report_only and (bench.out / "results.json").exists():  # what made the runs, not what made the page
         results["made"] = json.loads((bench.out / "results.json").read_text(encoding="utf-8"))["made"]
     home = args.page.resolve().parent
     picture = (home.parent / "images" if home.name == "benchmarks" else home) / f"bench_{args.page.stem}.png"
-    results["picture"] = draw_sheet(bench, jobs, picture) or args.picture_facts
+    results["picture"] = draw_sheet(bench, jobs, picture) or earlier.get("picture")
     write_json(bench.out / "results.json", results)
     lines = ",\n".join("    " + json.dumps(r, ensure_ascii=False) for r in results["records"])
     head = json.dumps({k: v for k, v in results.items() if k != "records"}, indent=2, ensure_ascii=False)
@@ -447,7 +447,6 @@ def main(argv: list[str] | None = None) -> int:
     models = {n: {f.path: f.sha256 for f in m.files if decides(f.path)} for n, m in embedded_models().items()}
     prior = load_prior(args.prior, args.device)
     earlier = read_results(args.records) if args.records else {}
-    args.picture_facts = earlier.get("picture")
     elsewhere = {(r["method"], r["prompt"], r["seed"]): r for r in earlier.get("records", []) if "made_with" in r}
     methods = method_options(args.methods)
     bench = Bench(args.out, methods, prior, load_judge("gold", args.device), models, elsewhere)
@@ -475,7 +474,7 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted; the same command goes on", file=sys.stderr)
         code = 130
     if args.part[1] == 1:  # a part would write over the others' page
-        write_report(bench, jobs, prompts, args)
+        write_report(bench, jobs, earlier, args)
     return code
 
 

@@ -169,8 +169,7 @@ class EmbeddedPrior:
         Raises:
             InputError: another number of cameras or prompts.
         """
-        b, v = x_t.shape[:2]
-        rays = patch_rays(camera_rows(cameras, b, v), self._grid).to(x_t).unflatten(0, (b, v))
+        b, rays = len(x_t), self._rays(cameras, x_t)
         words = rows(prompt.positive, b)
         if guidance != 1.0:
             words = torch.cat([words, rows(prompt.negative, b)])
@@ -181,6 +180,11 @@ class EmbeddedPrior:
         text, empty = x0.chunk(2)
         return empty + guidance * (text - empty), text
 
+    def _rays(self, cameras: Cameras, x: Tensor) -> Tensor:
+        """[B, V, grid^2, 6] of V or B * V cameras, in the dtype of the views `x` [B, V, ...]."""
+        b, v = x.shape[:2]
+        return patch_rays(camera_rows(cameras, b, v), self._grid).to(x).unflatten(0, (b, v))
+
     def linears(self) -> dict[str, Tensor]:
         """The transformer blocks' weights [O, I] by name, see `rl3d.priors.low_rank.AdaptablePrior`."""
         return {k: v for k, v in self.model.named_parameters() if k.startswith("blocks.") and k.endswith(".weight")}
@@ -189,8 +193,7 @@ class EmbeddedPrior:
         self, weights: Mapping[str, Tensor], x_t: Tensor, t: Tensor, prompt: PromptEmbedding, cameras: Cameras
     ) -> Tensor:
         """x0 without guidance, some weights replaced; see `rl3d.priors.low_rank.AdaptablePrior`."""
-        b, v = x_t.shape[:2]
-        rays = patch_rays(camera_rows(cameras, b, v), self._grid).to(x_t).unflatten(0, (b, v))
+        b, rays = len(x_t), self._rays(cameras, x_t)
         arguments = (x_t.to(self.dtype), t.expand(b), rows(prompt.positive, b), rays)
         return torch.func.functional_call(self.model, dict(weights), arguments).float()
 

@@ -15,7 +15,7 @@ from rl3d.priors.protocol import Prior, PromptEmbedding
 
 # Never the repository's top folder of whole-checkpoint files, never anything pickled or executable.
 WANTED = ("*.json", "README.md", "*/*.json", "*/*.txt", "*/*.safetensors")
-UNWANTED = ("*.bin", "*.ckpt", "*.pt", "*.pth", "*.py", "*.non_ema*", "safety_checker/*", "image_encoder/*")
+UNWANTED = (*hub.PICKLED, "*.py", "*.non_ema*", "safety_checker/*", "image_encoder/*")
 
 
 def load(spec: str | None = None, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Prior:

@@ -139,15 +139,16 @@ def check_reward(
     scores: dict[str, list[tuple[float, float]]] = {case: [] for case in CASES}
     for e, elevation in enumerate(ELEVATIONS):
         shots = [_Shot(asset, _cameras(reward, elevation, size)) for asset in assets]
-        truths = [_score(reward, shot.input()) for shot in shots]
+        inputs = [shot.input() for shot in shots]
+        truths = [_score(reward, x) for x in inputs]
         for i, shot in enumerate(shots):
             generator = torch.Generator().manual_seed(seed * 1_000 + e * 100 + i)
-            other = shots[(i + 3) % len(shots)]
-            nothing = _score(reward, _nothing(shot.input()))
+            other = (i + 3) % len(shots)
+            nothing = _score(reward, _nothing(inputs[i]))
             jittered = _score(reward, shot.input(cameras=_jittered(shot.cameras, elevation, generator)))
             scores[BLANK_ORDER].append((jittered, nothing))
             scores["nothing"].append((truths[i], nothing))
-            for case, made in _damaged(shot, other, generator).items():
+            for case, made in _damaged(shot, inputs[i], shots[other].asset, inputs[other], generator).items():
                 scores[case].append((truths[i], _score(reward, made)))
     return Calibration(reward.name, tuple(_result(case, pairs, case in asked) for case, pairs in scores.items()))
 
@@ -196,15 +197,17 @@ class _Shot:
         )
 
 
-def _damaged(shot: _Shot, other: _Shot, generator: torch.Generator) -> dict[str, RewardInput]:
-    """The worse version of every case that applies to the asset."""
-    asset, x = shot.asset, shot.input()
+def _damaged(
+    shot: _Shot, x: RewardInput, other: CheckAsset, others: RewardInput, generator: torch.Generator
+) -> dict[str, RewardInput]:
+    """The worse version of every case that applies to the asset; `x` and `others` are the inputs of the two assets."""
+    asset = shot.asset
     made = {
         "blank view": _over_white(x, damage.blank_view(x.premultiplied(), generator)),
         "swapped views": _with_views(x, torch.arange(1, x.images.shape[1] + 1) % x.images.shape[1]),
-        "mixed views": _over_white(x, damage.mixed_views(x.premultiplied(), other.input().premultiplied())),
+        "mixed views": _over_white(x, damage.mixed_views(x.premultiplied(), others.premultiplied())),
         "noise": _noisy(x, generator),
-        "wrong noun": replace(x, prompts=[f"{asset.colour} {other.asset.noun}"]),
+        "wrong noun": replace(x, prompts=[f"{asset.colour} {other.noun}"]),
         "wrong colour": replace(x, prompts=[f"{FAR_COLOUR[asset.colour]} {asset.noun}"]),
         "scaled down": shot.input(replace(asset.mesh, vertices=0.45 * asset.mesh.vertices)),
         "floaters": shot.input(_with_floaters(asset.mesh, generator)),

@@ -22,7 +22,7 @@ from rl3d.export.asset import ExportOptions, calibrated_offset, fusion_cameras
 from rl3d.render.fields import render_field
 from rl3d.render.frames import Frames
 from rl3d.render.occupancy import OccupancyGrid, update_occupancy
-from rl3d.scenes.field import Field, gradient
+from rl3d.scenes.field import DENSITY_SHIFT, Field, gradient
 from rl3d.scenes.fusion import fuse_tsdf
 from rl3d.scenes.grids import Dense
 from rl3d.scenes.isosurface import extract_mesh
@@ -37,9 +37,9 @@ from rl3d.text_to_3d.leaves import (
     restore_moments,
     save_leaves,
 )
+from rl3d.text_to_3d.lift import RADIUS
 from rl3d.text_to_3d.splats import SplatState
 
-RADIUS = 0.62  # half the side of the box, metres
 SAMPLES = 96  # across the box's diagonal, per ray
 LOOK_EVERY = 8  # steps between looks at which cells are empty
 OCCUPIED = 2.0  # 1/m, the density from which a cell is looked into
@@ -180,8 +180,6 @@ def voxels_from_splats(state: SplatState, kind: str, resolution: int, size: int 
     place = state.tensors["means"].device
     tensors = {"values": values.to(place), "colours": colours.to(place)}
     if kind == "density":
-        from rl3d.scenes.field import DENSITY_SHIFT
-
         sharp = (-2 * values / fused.spacing).clamp(EMPTY, SOLID)
         return {**tensors, "values": (sharp - DENSITY_SHIFT).to(place)}
     return {**tensors, "log_beta": torch.tensor(math.log(0.5 * fused.spacing), device=place)}

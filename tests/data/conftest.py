@@ -1,13 +1,10 @@
-"""Lets the tests of this folder import `tiny_world`: importlib mode adds no folder to the path by itself."""
+"""The tiny assets that the tests of this folder read."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 
 @pytest.fixture(scope="session")

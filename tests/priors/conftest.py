@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-TOOL = Path(__file__).parents[2] / "tools" / "make_tiny_pipelines.py"
+from tiny_world import load_tool
 
 
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_tiny_pipelines", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("make_tiny_pipelines")
 
 
 @pytest.fixture(scope="session")

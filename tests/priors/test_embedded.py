@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_world import WORDS, random_model, random_prior
+from torch import Tensor
 
 from rl3d.cameras import Cameras
 from rl3d.errors import AssetError, InputError

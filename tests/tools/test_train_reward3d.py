@@ -27,7 +27,6 @@ MODEL = json.dumps({"width": 16, "heads": 2, "blocks": 1})
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
     return load_tool("train_reward3d")
 
 

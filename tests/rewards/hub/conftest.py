@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+from tiny_world import load_tool
 from torch import Tensor
 
 from rl3d.cameras import Cameras
 from rl3d.rewards import RewardInput
 
-TOOL = Path(__file__).parents[3] / "tools" / "make_tiny_pipelines.py"
 SIDE, TEXT = 32, 24  # pixels and tokens of the tiny CLIP
 
 
@@ -27,11 +26,7 @@ def write_json(path: Path, value: Any) -> None:
 
 @pytest.fixture(scope="session")
 def tiny() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("make_tiny_pipelines", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_tool("make_tiny_pipelines")
 
 
 @pytest.fixture(autouse=True)
