@@ -44,16 +44,21 @@ def test_the_page_gives_ratios_and_names_what_is_missing(tool: ModuleType) -> No
         {**shared, "peer": "Mitsuba projective", "failed": "over 120 s"},
     ]
     machine = {"packages": {"torch": "2"}, "cpu": "a CPU", "cpus": 2, "python": "3"}
-    text = tool.page(rows, {"gsplat": "no CUDA device"}, {"command": "c", "load": 0.1, "environment": machine})
+    cold, warm = {"forward_first_ms": 12_340.0, "both_first_ms": 5_000.0}, {"failed": "over 9 s"}
+    made = {"command": "c", "load": 0.1, "environment": machine}
+    text = tool.page(rows, {"gsplat": "no CUDA device"}, made, [{"kind": "mesh", "cold": cold, "warm": warm}])
     assert "| 5,000 | 128 | 1 | rl3d cpu | 2.0 | 10.0 | 3 |" in text
     assert "300 (150.0x) | 1800 (180.0x) | 700 |" in text
     assert "over 120 s" in text and "- gsplat: no CUDA device" in text
+    assert "| mesh | none | 12.34 | 5.00 |" in text and "| mesh | yes | over 9 s |" in text
 
 
-def test_a_million_primitives_are_in_both_grids_for_the_kernels_alone(tool: ModuleType) -> None:
-    for quick in (True, False):
-        millions = [c for c in tool.grid(quick) if c.primitives == 1_000_000]
-        assert [(c.kind, c.peer, c.pixels, c.views) for c in millions] == [
-            ("mesh", "rl3d cpu", 512, 1),
-            ("gaussians", "rl3d cpu", 512, 1),
-        ]
+@pytest.mark.parametrize("quick", [True, False])
+def test_the_extremes_are_in_both_grids_for_the_kernels_alone(tool: ModuleType, quick: bool) -> None:
+    extremes = [c for c in tool.grid(quick) if c.primitives == 1_000_000 or c.pixels == 4_096]
+    assert [(c.kind, c.peer, c.primitives, c.pixels, c.views) for c in extremes] == [
+        ("mesh", "rl3d cpu", 1_000_000, 512, 1),
+        ("mesh", "rl3d cpu", 5_000, 4_096, 1),
+        ("gaussians", "rl3d cpu", 1_000_000, 512, 1),
+        ("gaussians", "rl3d cpu", 10_000, 4_096, 1),
+    ]
