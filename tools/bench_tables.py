@@ -35,6 +35,11 @@ QUALITY = (
     Measure("colour", "colour right", 2, 0.0),
     Measure("janus", "Janus rate", 2),
 )
+SHAPE = (
+    Measure("dnc", "depth-normal consistency", 3),
+    Measure("valid", "valid mesh", 2, 0.0),
+    Measure("parts", "parts", 1),
+)
 COST = (
     Measure("iou", "export IoU", 3, 0.0),
     Measure("psnr", "export PSNR, dB", 1),
@@ -123,7 +128,7 @@ def aggregate(records: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> l
                 "prompts": len(prompts),
                 "failures": sum(r["failed"] is not None for r in mine),
             }
-            for measure in (*QUALITY, *COST):
+            for measure in (*QUALITY, *SHAPE, *COST):
                 clusters = [
                     [v for r in mine if r["prompt"] == p and (v := value_of(r, measure)) is not None] for p in prompts
                 ]
@@ -136,6 +141,35 @@ def aggregate(records: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> l
                     "prompts": spread,
                 }
             rows.append(row)
+    return rows
+
+
+def differences(
+    records: Sequence[Mapping[str, Any]], methods: Sequence[str], against: str, measures: Sequence[Measure]
+) -> list[dict[str, Any]]:
+    """One row a method: per measure its mean difference to row `against` over the runs (prompt and seed) that both
+    have, known and unseen prompts together, with the interval of a bootstrap over prompts; None without such runs."""
+    base = {(r["prompt"], r["seed"]): r for r in records if r["method"] == against}
+    rows = []
+    for method in methods:
+        if method == against:
+            continue
+        mine = [r for r in records if r["method"] == method]
+        pairs = [(r, b) for r in mine if (b := base.get((r["prompt"], r["seed"]))) is not None]
+        row: dict[str, Any] = {"method": method, "pairs": len(pairs)}
+        for measure in measures:
+            by_prompt: dict[str, list[float]] = {}
+            for one, other in pairs:
+                a, b = value_of(one, measure), value_of(other, measure)
+                if a is not None and b is not None:
+                    by_prompt.setdefault(one["prompt"], []).append(a - b)
+            found = cluster_bootstrap(list(by_prompt.values()))
+            row[measure.key] = found and {
+                **dict(zip(("mean", "low", "high"), found)),
+                "count": sum(map(len, by_prompt.values())),
+                "prompts": len(by_prompt),
+            }
+        rows.append(row)
     return rows
 
 
@@ -179,6 +213,24 @@ def table(rows: Sequence[Mapping[str, Any]], measures: Sequence[Measure], whole:
     for row in rows:
         cells = [row["method"], f"{row['runs']} of {whole // row.get('best_of', 1)}", str(row["failures"])]
         lines.append("| " + " | ".join(cells + [cell(row[m.key], m) for m in measures]) + " |")
+    return "\n".join(lines)
+
+
+def difference_table(rows: Sequence[Mapping[str, Any]], measures: Sequence[Measure]) -> str:
+    """Markdown; a difference whose interval leaves out zero is bold."""
+    lines = ["| method | pairs | " + " | ".join(m.title for m in measures) + " |", "|---" * (2 + len(measures)) + "|"]
+    for row in rows:
+        cells = [row["method"], str(row["pairs"])]
+        for measure in measures:
+            value, d = row[measure.key], measure.digits
+            if value is None:
+                cells.append("–")
+                continue
+            sure = value["prompts"] > 1 and value["low"] * value["high"] > 0
+            mean = f"**{value['mean']:+.{d}f}**" if sure else f"{value['mean']:+.{d}f}"
+            wide = f" [{value['low']:+.{d}f}, {value['high']:+.{d}f}]" if value["prompts"] > 1 else ""
+            cells.append(mean + wide)
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -227,7 +279,17 @@ def page(results: Mapping[str, Any], picture: str | None) -> str:
     for group in GROUPS:
         mine = [r for r in rows if r["group"] == group]
         title = TITLES[group].format(count=full[group])
-        parts += [f"## {title}", table(mine, QUALITY, whole[group]), table(mine, COST, whole[group])]
+        parts += [f"## {title}", table(mine, QUALITY, whole[group])]
+        if any(r.get(m.key) for r in mine for m in SHAPE):
+            parts.append(table(mine, SHAPE, whole[group]))
+        parts.append(table(mine, COST, whole[group]))
+    if results.get("against"):
+        parts += [
+            f"## Against {results['against']['row']}",
+            "Mean differences over the runs that both have, known and unseen prompts together, with 95 % intervals of a"
+            " bootstrap over prompts; bold where the interval leaves out zero.",
+            difference_table(results["against"]["rows"], (*QUALITY, *SHAPE)),
+        ]
     parts += ["## How to read it", NOTES.format(distractors=DISTRACTORS, janus=_janus(results))]
     failed = [r for r in results["records"] if r["failed"] is not None]
     if failed:
@@ -297,6 +359,9 @@ NOTES = """\
   prompts without a colour word do not count.
 - **Janus rate**, the lower the better: the front is shown again at the back. The gold judge finds the two views more
   alike (the back plain or mirrored) than real assets of the noun are. {janus}
+- **depth-normal consistency**, in [-1, 1]: how far the normals of the distilled scene, rendered, are those of its
+  rendered depth. **valid mesh**: watertight, wound consistently, no non-manifold edge. **parts**: pieces of the mesh
+  that share no vertex.
 - **export**: the GLB, read back and rendered, against the splats in memory, from cameras that neither was made with.
 - **seconds, peak MiB**: of all stages, without loading the models; memory is the whole process's.
 - A failed run counts as 0 in the retrieval, the colour and the IoU; it is left out of the other columns.

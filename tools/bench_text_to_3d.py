@@ -29,10 +29,13 @@ from typing import Any
 import numpy as np
 import torch
 from bench_tables import (
+    QUALITY,
+    SHAPE,
     aggregate,
     article,
     best_of_name,
     best_of_seeds,
+    differences,
     distractors,
     in_the_same_colour,
     interleaved,
@@ -57,10 +60,13 @@ from rl3d.priors.protocol import Prior
 from rl3d.render import render
 from rl3d.rewards import Judge, judge_views, load_judge, retrieval, shows_front_twice
 from rl3d.rewards.damage import scaled_down
+from rl3d.rewards.geometry import depth_normal_consistency
 from rl3d.rewards.janus import front_noun
 from rl3d.rewards.judges import JANUS
 from rl3d.rewards.score import LOOKS, colour_seen
+from rl3d.scenes.load import load_scene
 from rl3d.scenes.mesh import Mesh
+from rl3d.text_to_3d.finish import FIELD, SPLATS
 from rl3d.text_to_3d.generate import generate, sample_views, view_judge
 from rl3d.text_to_3d.methods import METHODS as DISTILLATIONS
 from rl3d.text_to_3d.options import GenerateOptions, recorded
@@ -213,6 +219,7 @@ def _asset(bench: Bench, job: Job, folder: Path) -> dict[str, Any]:
     return {
         "reward": report["judges"]["reward"]["similarity"],
         **measure(bench.gold, images, job),
+        **shape(folder, report["mesh"]),
         "psnr": check["psnr"],
         "iou": check["iou"],
         "seconds": round(sum(s["seconds"] for s in stages), 2),
@@ -273,11 +280,27 @@ def measure(gold: Judge, images: Tensor, job: Job) -> dict[str, Any]:
     }
 
 
+def shape(folder: Path, mesh: dict[str, Any]) -> dict[str, Any]:
+    """The measures of a finished run's geometry; no judge."""
+    scene = next(folder / name for name in (SPLATS, FIELD) if (folder / name).exists())
+    azimuth = torch.arange(8) * (2 * math.pi / 8)
+    cameras = Cameras.orbit(azimuth, torch.full((8,), ELEVATION), DISTANCE, FOV_Y, 128)
+    with torch.no_grad():
+        frames = render(load_scene(scene), cameras, normals=True)
+    assert frames.normal is not None
+    seen = (frames.normal[None], frames.depth[None], frames.alpha[None])
+    return {
+        "dnc": round(float(depth_normal_consistency(*seen, cameras)), 4),
+        "valid": mesh["watertight"] and mesh["consistent_winding"] and mesh["non_manifold_edges"] == 0,
+        "parts": mesh["components"],
+    }
+
+
 def prompt_colour(prompt: str) -> str | None:
     return next((w for w in split_words(prompt) if w in COLOURS), None)
 
 
-def results_of(bench: Bench, jobs: list[Job]) -> dict[str, Any]:
+def results_of(bench: Bench, jobs: list[Job], against: str | None = None) -> dict[str, Any]:
     """The content of results.json: rows, every record, and what made them."""
     found = [(job, read_record(bench, job)) for job in jobs]
     records = [{**record, "made_with": bench.made_with(job)} for job, record in found if record is not None]
@@ -285,10 +308,12 @@ def results_of(bench: Bench, jobs: list[Job]) -> dict[str, Any]:
     if picked := best_of_seeds(records, list(bench.methods), SEEDS):
         names = [name for m in bench.methods if (name := best_of_name(m, SEEDS)) in {r["method"] for r in picked}]
         rows += [{**row, "best_of": SEEDS} for row in aggregate(picked, names)]
+    compared = differences(records, list(bench.methods), against, (*QUALITY, *SHAPE)) if against else None
     evaluation = packaged_folder("assets") / "judge_gold" / "evaluation.json"
     return {
         "full": {**{group: len(all_of) for group, all_of in PROMPTS.items()}, "seeds": SEEDS},
         "rows": rows,
+        "against": compared and {"row": against, "rows": compared},
         "made": {
             "command": command_line(sys.argv),
             "revision": revision(),
@@ -371,7 +396,7 @@ def draw_sheet(bench: Bench, jobs: list[Job], path: Path) -> dict[str, Any] | No
 
 def write_report(bench: Bench, jobs: list[Job], earlier: dict[str, Any], args: argparse.Namespace) -> None:
     """results.json in --out and beside the page, the picture, and the page."""
-    results = results_of(bench, jobs)
+    results = results_of(bench, jobs, args.against)
     if args.report_only and (bench.out / "results.json").exists():  # what made the runs, not what made the page
         results["made"] = json.loads((bench.out / "results.json").read_text(encoding="utf-8"))["made"]
     home = args.page.resolve().parent
@@ -403,6 +428,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs; made, or gone on with")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="ROW", help=f"{METHODS}, NAME=FILE.yaml")
+    parser.add_argument("--against", metavar="ROW", help="a table of every row's differences to this one")
     parser.add_argument("--prompts", type=int, help="only the first N of the fixed order, known and unseen interleaved")
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"seeds 0 to N - 1 (default: {SEEDS})")
     parser.add_argument("--limit-minutes", type=float, default=math.inf, help="begin no run after this; then report")
@@ -449,6 +475,8 @@ def main(argv: list[str] | None = None) -> int:
     earlier = read_results(args.records) if args.records else {}
     elsewhere = {(r["method"], r["prompt"], r["seed"]): r for r in earlier.get("records", []) if "made_with" in r}
     methods = method_options(args.methods)
+    if args.against and args.against not in methods:
+        raise InputError(f"--against {args.against}: no such row; rows are {', '.join(methods)}")
     bench = Bench(args.out, methods, prior, load_judge("gold", args.device), models, elsewhere)
     order = sorted(bench.methods, key=lambda method: method == "views")  # last: the default row has drawn them by then
     jobs = [Job(*entry) for entry in plan(prompts, args.seeds, order)]

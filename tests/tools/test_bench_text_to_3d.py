@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from rl3d.errors import ConfigError, InputError
 from rl3d.rewards.judges import Judge, JudgeConfig, build_model, load_judge
-from rl3d.scenes import Mesh
+from rl3d.scenes import Gaussians, Mesh
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -132,6 +132,23 @@ def test_best_of_seeds_is_picked_by_the_reward_judge_and_paid_for(tables: Module
     assert [r["failed"] for r in tables.best_of_seeds(failed, ["draft"], 3)] == ["empty"]  # counts as a failure
 
 
+def test_differences_pair_prompt_and_seed(tables: ModuleType) -> None:
+    records = [
+        *(record("sds", p, s, similarity=0.5 + 0.1 * s) for p in "abc" for s in (0, 1)),
+        *(record("mine", p, s, similarity=0.6 + 0.1 * s, top1=p != "a") for p in "ab" for s in (0, 1)),
+        record("mine", "d", 0, similarity=9.0),  # sds never made it
+        {"method": "mine", "prompt": "c", "seed": 0, "group": "known", "failed": "empty", "colour": None},
+    ]
+    (row,) = tables.differences(records, ["sds", "mine"], "sds", tables.QUALITY)
+    assert (row["method"], row["pairs"]) == ("mine", 5)
+    assert row["similarity"]["mean"] == pytest.approx(0.1) and row["similarity"]["low"] == pytest.approx(0.1)
+    assert (row["similarity"]["count"], row["similarity"]["prompts"]) == (4, 2)  # a failure has no similarity
+    assert row["top1"]["mean"] == pytest.approx(-3 / 5)  # both seeds of a, and the failure
+    assert row["colour"]["count"] == 4 and row["janus"] is None
+    lines = tables.difference_table([row], tables.QUALITY[:3]).splitlines()
+    assert lines[2] == "| mine | 5 | -0.60 [-1.00, +0.00] | -0.20 [-1.00, +0.00] | **+0.100** [+0.100, +0.100] |"
+
+
 def test_the_page_says_what_the_janus_rate_rests_on(tables: ModuleType) -> None:
     full = {"known": 40, "unseen": 20}
     assert "the column is empty" in tables._janus({"full": full, "janus_on_renders": None})
@@ -171,6 +188,15 @@ def box() -> Mesh:
     return Mesh(corners, faces, face_colours=torch.tensor([0.8, 0.2, 0.2]).expand(12, 3))
 
 
+def ball() -> Gaussians:
+    """Flat splats that lie on a sphere."""
+    normal = torch.nn.functional.normalize(torch.randn(400, 3, generator=torch.Generator().manual_seed(0)), dim=1)
+    axis = torch.linalg.cross(torch.tensor([0.0, 0, 1]).expand_as(normal), normal)
+    turn = torch.nn.functional.normalize(torch.cat([1 + normal[:, 2:], axis], 1), dim=1)  # z to the normal
+    scales = torch.tensor([0.05, 0.05, 0.003]).log().expand(400, 3)
+    return Gaussians(0.4 * normal, scales, turn, torch.full((400,), 8.0), torch.zeros(400, 1, 3))
+
+
 @pytest.fixture
 def stage(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The tool with a generator that writes a red box, fails on trees, and counts its calls."""
@@ -182,7 +208,10 @@ def stage(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace
         if "tree" in prompt:
             raise InputError("nothing was left of the scene")
         box().save(folder / "asset.glb")
+        ball().save(folder / "asset.ply")
+        sound = {"watertight": True, "consistent_winding": True, "non_manifold_edges": 0, "components": 2}
         report = {
+            "mesh": sound,
             "stages": {
                 "lift 0": {"seconds": 2.0, "peak_memory_mib": 700},
                 "mesh": {"seconds": 1.5, "peak_memory_mib": 9},
@@ -240,6 +269,24 @@ def test_a_run_goes_on_and_reports(stage: SimpleNamespace, tmp_path: Path, monke
     assert len(json.loads((tmp_path / "bench" / "results.json").read_text())["records"]) == 8
     assert stage.tool.main([*common, "--prompts", "4", "--retry-failed"]) == 0
     assert stage.made == ["a green tree"]
+
+
+def test_rows_are_compared_with_one_of_them(stage: SimpleNamespace, tmp_path: Path) -> None:
+    page, preset = tmp_path / "page.md", tmp_path / "mine.yaml"
+    preset.write_text("distill: {steps: 7}\n")
+    common = ["--out", str(tmp_path / "bench"), "--page", str(page), "--prompts", "3", "--seeds", "1"]
+    common += ["--methods", "draft", f"mine={preset}"]
+    assert stage.tool.main([*common, "--against", "draft"]) == 0
+    results = json.loads((tmp_path / "bench" / "results.json").read_text())
+    (row,) = results["against"]["rows"]
+    assert row["method"] == "mine" and row["pairs"] == 3 and row["top1"]["mean"] == 0  # the same box
+    known = next(r for r in results["rows"] if r["method"] == "mine" and r["group"] == "known")
+    assert known["dnc"]["mean"] > 0.8 and known["parts"]["mean"] == 2  # flat splats on a sphere
+    assert known["valid"]["mean"] == 0.5  # the tree failed
+    text = page.read_text()
+    assert "## Against draft" in text and "| mine | 3 | +0.00 [+0.00, +0.00]" in text
+    with pytest.raises(InputError, match="--against other: no such row; rows are draft, mine"):
+        stage.tool.main([*common, "--against", "other"])
 
 
 def test_views_of_a_finished_default_run_are_not_drawn_again(stage: SimpleNamespace, tmp_path: Path) -> None:
