@@ -91,24 +91,27 @@ def test_gradients_inside_faces_agree() -> None:
 
 
 def test_silhouettes_pull_the_same_way() -> None:
-    """The gradient of the covered area: SoftRas blurs it over pixels around the edge, ours is the edge's own."""
-    mesh = scene()
+    """The gradient of the covered area by the vertices: SoftRas blurs it over pixels around every edge.
+
+    Against finite differences of the area at 16 x 16 samples a pixel, ours has a cosine of 0.9996 and 0.975 of the
+    length; SoftRas 0.995 and 1.006 at this sigma, and worse at smaller ones (0.95 at 1e-5), where few pixels see the
+    blur.
+    """
+    mesh, sigma = scene(), 1e-4
 
     def ours(vertices: Tensor) -> Tensor:
         return render(Mesh(vertices, mesh.faces, vertex_colours=mesh.vertex_colours), cameras()).alpha.mean()
 
     def softras(vertices: Tensor) -> Tensor:
-        sigma = 1e-5
         moved = Mesh(vertices, mesh.faces, vertex_colours=mesh.vertex_colours)
-        seen, _ = fragments(moved, cameras(), blur=12 * sigma, faces=8)
-        blend = p3d.BlendParams(sigma=sigma)
+        seen, _ = fragments(moved, cameras(), blur=12 * sigma, faces=12)
         colours = torch.ones(*seen.pix_to_face.shape, 3)
-        return p3d.sigmoid_alpha_blend(colours, seen, blend)[..., 3].mean()
+        return p3d.sigmoid_alpha_blend(colours, seen, p3d.BlendParams(sigma=sigma))[..., 3].mean()
 
     gradients = []
     for area in (ours, softras):
         leaf = mesh.vertices.clone().requires_grad_()
         gradients.append(torch.autograd.grad(area(leaf), leaf)[0].flatten())
     a, b = gradients
-    assert float(torch.cosine_similarity(a, b, 0)) > 0.97
-    assert 0.85 < float(a.norm() / b.norm()) < 1.15
+    assert float(torch.cosine_similarity(a, b, 0)) > 0.985  # measured: 0.994
+    assert 0.93 < float(a.norm() / b.norm()) < 1.01  # measured: 0.969
