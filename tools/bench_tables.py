@@ -234,6 +234,15 @@ def difference_table(rows: Sequence[Mapping[str, Any]], measures: Sequence[Measu
     return "\n".join(lines)
 
 
+def budget_table(budget: Mapping[str, Any]) -> str:
+    """Markdown."""
+    lines = ["| method | one draft, CPU s | one step, CPU s | drafts | steps |", "|---|---:|---:|---:|---:|"]
+    for name, row in budget["rows"].items():
+        costs = f"{row['draft_seconds']:.1f} | {row['step_seconds']:.3f}"
+        lines.append(f"| {name} | {costs} | {row['best_of']} | {row['steps']} |")
+    return "\n".join(lines)
+
+
 def aims(rows: Sequence[Mapping[str, Any]], method: str = "default") -> list[str]:
     """What was aimed at and what came, a Markdown list item each."""
     titles = {m.key: m.title for m in (*QUALITY, *COST)}
@@ -276,6 +285,13 @@ def page(results: Mapping[str, Any], picture: str | None) -> str:
         parts.append(
             "Rows: " + ", ".join(results["picture"]["methods"]) + ". Seed 0, the first prompts of the fixed order."
         )
+    if results.get("budget"):
+        parts += [
+            "## Equal time",
+            f"Every row has {results['budget']['seconds']:g} CPU seconds of one thread for its drafts (views and lift)"
+            " and its distillation; the mesh, the pictures and the scores come on top, the same for all.",
+            budget_table(results["budget"]),
+        ]
     for group in GROUPS:
         mine = [r for r in rows if r["group"] == group]
         title = TITLES[group].format(count=full[group])

@@ -19,6 +19,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -28,6 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench_budget import budgeted, cost_of
 from bench_tables import (
     QUALITY,
     SHAPE,
@@ -212,6 +214,8 @@ def run_job(bench: Bench, job: Job) -> dict[str, Any]:
 def _asset(bench: Bench, job: Job, folder: Path) -> dict[str, Any]:
     if not is_made(bench, job):
         options = replace(bench.methods[job.method], seed=job.seed)
+        if runs.status(folder) == "empty":
+            plant_draft(bench, job, folder)
         generate(job.prompt, options, folder, prior=bench.prior, resume=True)
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     images = judge_views(Mesh.load(folder / "asset.glb"), LOOKS["gold"], bench.gold.device)
@@ -225,6 +229,30 @@ def _asset(bench: Bench, job: Job, folder: Path) -> dict[str, Any]:
         "seconds": round(sum(s["seconds"] for s in stages), 2),
         "peak_memory_mib": max(s["peak_memory_mib"] for s in stages),
     }
+
+
+def plant_draft(bench: Bench, job: Job, folder: Path) -> None:
+    """Begin a run with the first draft of a finished run that drew and lifted the same: rows then differ in what they
+    do with it. The same to the bit as drawing it again; its seconds are taken over."""
+    wanted = bench.methods[job.method]
+    for method, options in bench.methods.items():
+        source = replace(job, method=method).folder(bench.out)
+        same = (options.sample, options.lift, options.negative_prompt)
+        if method in (job.method, "views") or same != (wanted.sample, wanted.lift, wanted.negative_prompt):
+            continue
+        files = [source / "checkpoints" / f"{name}-0.safetensors" for name in ("views", "anchor", "lift")]
+        if runs.status(source) != "finished" or not all(file.exists() for file in files):
+            continue
+        stages = json.loads((source / "report.json").read_text(encoding="utf-8"))["stages"]
+        first = {name: stages[name] for name in ("views 0", "lift 0")}
+        write_json(
+            folder / "state.json", {"finished": False, "stages": {}}
+        )  # if this is killed: a run with nothing done
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copyfile(file, folder / "checkpoints" / file.name)
+        write_json(folder / "state.json", {"finished": False, "stages": first})
+        return
 
 
 def _views(bench: Bench, job: Job, folder: Path) -> dict[str, Any]:
@@ -396,7 +424,7 @@ def draw_sheet(bench: Bench, jobs: list[Job], path: Path) -> dict[str, Any] | No
 
 def write_report(bench: Bench, jobs: list[Job], earlier: dict[str, Any], args: argparse.Namespace) -> None:
     """results.json in --out and beside the page, the picture, and the page."""
-    results = results_of(bench, jobs, args.against)
+    results = {**results_of(bench, jobs, args.against), "budget": earlier["budget"]}
     if args.report_only and (bench.out / "results.json").exists():  # what made the runs, not what made the page
         results["made"] = json.loads((bench.out / "results.json").read_text(encoding="utf-8"))["made"]
     home = args.page.resolve().parent
@@ -429,6 +457,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs; made, or gone on with")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="ROW", help=f"{METHODS}, NAME=FILE.yaml")
     parser.add_argument("--against", metavar="ROW", help="a table of every row's differences to this one")
+    parser.add_argument(
+        "--budget",
+        type=float,
+        metavar="SECONDS",
+        help="CPU seconds for drafts and distillation, the same for every row: its steps (or, with best_of over 1, its"
+        " candidates) are measured and set",
+    )
     parser.add_argument("--prompts", type=int, help="only the first N of the fixed order, known and unseen interleaved")
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"seeds 0 to N - 1 (default: {SEEDS})")
     parser.add_argument("--limit-minutes", type=float, default=math.inf, help="begin no run after this; then report")
@@ -475,6 +510,12 @@ def main(argv: list[str] | None = None) -> int:
     earlier = read_results(args.records) if args.records else {}
     elsewhere = {(r["method"], r["prompt"], r["seed"]): r for r in earlier.get("records", []) if "made_with" in r}
     methods = method_options(args.methods)
+    budget = None
+    if args.budget is not None:
+        file, drafts = args.out / "budget.json", {}
+        known = read_results(file) if file.exists() else earlier.get("budget")
+        methods, budget = budgeted(methods, args.budget, known, lambda options: cost_of(options, prior, drafts))
+        write_json(file, budget)
     if args.against and args.against not in methods:
         raise InputError(f"--against {args.against}: no such row; rows are {', '.join(methods)}")
     bench = Bench(args.out, methods, prior, load_judge("gold", args.device), models, elsewhere)
@@ -502,7 +543,7 @@ def main(argv: list[str] | None = None) -> int:
         print("interrupted; the same command goes on", file=sys.stderr)
         code = 130
     if args.part[1] == 1:  # a part would write over the others' page
-        write_report(bench, jobs, earlier, args)
+        write_report(bench, jobs, {**earlier, "budget": budget}, args)
     return code
 
 
