@@ -27,9 +27,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from bench_budget import budgeted, cost_of
+from bench_folder import FOV_Y, VIEWS, shape, tile, words_tile
 from bench_tables import (
     QUALITY,
     SHAPE,
@@ -44,13 +44,11 @@ from bench_tables import (
     page,
     plan,
 )
-from PIL import Image, ImageDraw, ImageFont
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rl3d import config, runs
 from rl3d.assets import embedded_models, packaged_folder
-from rl3d.cameras import Cameras
 from rl3d.data.captions import HELD_OUT_PAIRS, split_words
 from rl3d.data.colours import WORDS as COLOURS
 from rl3d.environment import PeakMemory, environment
@@ -59,16 +57,12 @@ from rl3d.files import atomic_path, atomic_write_text, write_json
 from rl3d.preview import view_sheet
 from rl3d.priors import load as load_prior
 from rl3d.priors.protocol import Prior
-from rl3d.render import render
 from rl3d.rewards import Judge, judge_views, load_judge, retrieval, shows_front_twice
 from rl3d.rewards.damage import scaled_down
-from rl3d.rewards.geometry import depth_normal_consistency
 from rl3d.rewards.janus import front_noun
 from rl3d.rewards.judges import JANUS
 from rl3d.rewards.score import LOOKS, colour_seen
-from rl3d.scenes.load import load_scene
 from rl3d.scenes.mesh import Mesh
-from rl3d.text_to_3d.finish import FIELD, SPLATS
 from rl3d.text_to_3d.generate import generate, sample_views, view_judge
 from rl3d.text_to_3d.methods import METHODS as DISTILLATIONS
 from rl3d.text_to_3d.options import GenerateOptions, recorded
@@ -88,10 +82,8 @@ PROMPTS = {
 SEEDS = 3
 PAGE = ROOT / "docs" / "benchmarks" / "text_to_3d.md"
 METHODS = ("views", "draft", "default", "best-of-4")
-RECORD, VIEWS = "bench.json", "views.safetensors"
-# The camera of the prior's first view, and of the picture.
-AZIMUTH, ELEVATION, DISTANCE, FOV_Y = 0.0, math.radians(20), 2.7, 0.47
-SHOWN, TILE = 10, 144
+RECORD = "bench.json"
+SHOWN = 10  # prompts in the picture
 
 
 @dataclass(frozen=True)
@@ -308,22 +300,6 @@ def measure(gold: Judge, images: Tensor, job: Job) -> dict[str, Any]:
     }
 
 
-def shape(folder: Path, mesh: dict[str, Any]) -> dict[str, Any]:
-    """The measures of a finished run's geometry; no judge."""
-    scene = next(folder / name for name in (SPLATS, FIELD) if (folder / name).exists())
-    azimuth = torch.arange(8) * (2 * math.pi / 8)
-    cameras = Cameras.orbit(azimuth, torch.full((8,), ELEVATION), DISTANCE, FOV_Y, 128)
-    with torch.no_grad():
-        frames = render(load_scene(scene), cameras, normals=True)
-    assert frames.normal is not None
-    seen = (frames.normal[None], frames.depth[None], frames.alpha[None])
-    return {
-        "dnc": round(float(depth_normal_consistency(*seen, cameras)), 4),
-        "valid": mesh["watertight"] and mesh["consistent_winding"] and mesh["non_manifold_edges"] == 0,
-        "parts": mesh["components"],
-    }
-
-
 def prompt_colour(prompt: str) -> str | None:
     return next((w for w in split_words(prompt) if w in COLOURS), None)
 
@@ -387,26 +363,6 @@ def revision() -> str | None:
         return None
 
 
-def tile(job: Job, out: Path, size: int = TILE) -> Tensor:
-    """A picture [3, S, S] of a run's result over light grey, from the camera of the prior's first view."""
-    folder = job.folder(out)
-    if (folder / VIEWS).exists():
-        first = load_file(folder / VIEWS)["images"][:1]
-        rgb = (first[:, :3] + 0.93 * (1 - first[:, 3:])).clamp(0, 1)
-        return torch.nn.functional.interpolate(rgb, (size, size), mode="bilinear", align_corners=False)[0]
-    if not (folder / "asset.glb").exists():
-        return words_tile("failed", size)
-    cameras = Cameras.orbit(AZIMUTH, ELEVATION, DISTANCE, FOV_Y, size)
-    mesh = Mesh.load(folder / "asset.glb")
-    return render(mesh, cameras, background=0.93, shading="half_lambert", supersample=2).rgb[0].clamp(0, 1)
-
-
-def words_tile(text: str, size: int = TILE) -> Tensor:
-    image = Image.new("RGB", (size, size), (255, 255, 255))
-    ImageDraw.Draw(image).text((size / 2, size / 2), text, (40, 40, 40), ImageFont.load_default(16), anchor="mm")
-    return torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1) / 255
-
-
 def draw_sheet(bench: Bench, jobs: list[Job], path: Path) -> dict[str, Any] | None:
     """One row a method, its name in front; the prompts that every method has done with seed 0, at most `SHOWN`."""
     methods = list(bench.methods)
@@ -417,7 +373,7 @@ def draw_sheet(bench: Bench, jobs: list[Job], path: Path) -> dict[str, Any] | No
     if not shown:
         return None
     with torch.no_grad():
-        tiles = [t for m in methods for t in (words_tile(m), *(tile(done[m, p], bench.out) for p in shown))]
+        tiles = [t for m in methods for t in (words_tile(m), *(tile(done[m, p].folder(bench.out)) for p in shown))]
     view_sheet(tiles, path, columns=len(shown) + 1, labels=["", *shown] * len(methods))
     return {"methods": methods, "prompts": shown}
 
