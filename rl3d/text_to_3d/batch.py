@@ -99,9 +99,10 @@ def generate_batch(
     batch = _Batch(out, options, prior, reward, device, progress, on_failure)
     models = None
     if worker.first:
-        failures = batch.begin(prompts, overwrite)
-        if any(o.status == "waiting" for o in batch.outcomes()):
+        outcomes, failures = batch.plan(prompts, overwrite)
+        if any(o.status == "waiting" for o in outcomes):
             models = batch.load(progress)
+        batch.begin(outcomes, overwrite)
         worker.meet()
         for outcome, error in failures:
             batch.tell(outcome, error)
@@ -156,11 +157,11 @@ class _Batch:
         totals = {status: counts[status] for status in ("done", "skipped", "failed", "waiting")}
         write_json(self.out / SUMMARY, {**totals, "prompts": [asdict(o) for o in outcomes]})
 
-    def begin(self, prompts: Sequence[str], overwrite: bool) -> list[tuple[Outcome, Exception]]:
-        """Look at every folder before any work, and write the first summary.
+    def plan(self, prompts: Sequence[str], overwrite: bool) -> tuple[list[Outcome], list[tuple[Outcome, Exception]]]:
+        """Look at every prompt and folder before any work; changes nothing.
 
         Returns:
-            The prompts that are none, with what is wrong.
+            The outcomes to begin with, and those that have failed already, since they are no prompts, with the error.
         """
         if not prompts:
             raise InputError("there is no prompt; give at least one")
@@ -187,12 +188,15 @@ class _Batch:
                     if runs.status(folder) == "finished":
                         outcome = replace(outcome, status="skipped", **_facts(folder))
             outcomes.append(outcome)
+        return outcomes, failures
+
+    def begin(self, outcomes: list[Outcome], overwrite: bool) -> None:
+        """Write the first summary."""
         if overwrite:
             for outcome in outcomes:
                 runs.clear(self.out / outcome.folder)
         with file_lock(self.out / f"{SUMMARY}.lock", wait=True):
             self._write(outcomes)
-        return failures
 
     def take_one(self, models: Models) -> bool:
         """Make the first of the waiting prompts that nobody else is making; False where there is none."""

@@ -13,7 +13,7 @@ import pytest
 from rl3d.errors import InputError
 from rl3d.runs import Run, status
 from rl3d.text_to_3d.batch import Outcome
-from rl3d.workers import ALONE
+from rl3d.workers import ALONE, Worker
 
 
 @dataclass(frozen=True)
@@ -182,6 +182,42 @@ def test_many_prompts_on_stdout_and_in_the_exit_code(
     assert (done.code, done.out) == (1, "mine/a-chest/asset.glb\nmine/a-box/asset.glb\n")
     assert done.err == "rl3d: failed: 'a tree': oops\n" and calls[1]["overwrite"] is True
     assert "ZeroDivisionError" in rl3d(*words, "--debug").err
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "code", "message"),
+    [
+        (
+            0,
+            KeyboardInterrupt(),
+            130,
+            "rl3d: interrupted: go on with: rl3d generate --prompts p.txt --out batch --resume\n",
+        ),
+        (0, InputError("no such prior"), 2, "rl3d: error: no such prior\n"),
+        (1, KeyboardInterrupt(), 130, ""),  # the first worker says it for all
+        (1, InputError("no such\nprior"), 0, "rl3d: worker 1 has stopped: no such prior\n"),  # and goes on alone
+        (1, MemoryError("too much"), 0, "rl3d: worker 1 has stopped: too much\n"),
+    ],
+)
+def test_a_worker_that_stops_ends_the_others_only_if_it_is_the_first(
+    rl3d: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    index: int,
+    error: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    def generate_batch(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("rl3d.text_to_3d.batch.generate_batch", generate_batch)
+    monkeypatch.setattr("rl3d.workers.current", lambda: Worker(index, 2, index))
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("a chest")
+    Path("batch").mkdir()
+    done = rl3d("generate", "--prompts", "p.txt", "--out", "batch")
+    assert (done.code, done.out, done.err) == (code, "", message)
 
 
 def test_a_launcher_that_begins_one_process_only_is_named(

@@ -190,7 +190,8 @@ def test_another_worker_takes_what_is_free_and_waits_for_nobody(
 ) -> None:
     helper, progress = Worker(1, 2), batch.Progress(silent=True)
     first = batch._Batch(tmp_path, TINY, prior, None, "cpu", progress, None)
-    first.begin(["a red box", "a green tree"], overwrite=False)
+    outcomes, _ = first.plan(["a red box", "a green tree"], overwrite=False)
+    first.begin(outcomes, overwrite=False)
     with monkeypatch.context() as patch:
         patch.setattr(Worker, "meet", lambda self: False)  # the first has ended: its error is the one to show
         assert generate_batch([], TINY, tmp_path, prior=prior, worker=helper) == []
@@ -218,7 +219,8 @@ def test_what_no_batch_can_be_made_of(made: Any, prior: EmbeddedPrior, tmp_path:
     with pytest.raises(InputError, match="is a file"):
         generate_batch(["a red box"], TINY, tmp_path / "file", prior=prior)
     with pytest.raises(InputError, match="--prior 'no-such' does not exist"):
-        generate_batch(["a red box"], TINY, tmp_path / "batch", prior="no-such")
+        generate_batch(["a red box"], TINY, tmp_path / "batch", prior="no-such", overwrite=True)
+    assert not (tmp_path / "batch").exists()
     with pytest.raises(InputError, match="holds a finished run"):
         generate_batch(["a red box"], TINY, made[0] / "a-red-box", prior=prior)
     out = copied(made, tmp_path)
