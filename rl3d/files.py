@@ -57,3 +57,48 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically; NaN and infinity are refused."""
     atomic_write_text(path, json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def file_lock(path: str | Path, *, wait: bool = False) -> Iterator[bool]:
+    """Yield whether this process holds the lock `path`; it dies with its process, however that ends.
+
+    The file is there while the lock is held, and after a kill until somebody takes it again.
+
+    Args:
+        wait: for whoever holds it; the yielded value is then always true.
+
+    Raises:
+        InputError: the folder cannot be written, or its file system has no locks.
+    """
+    import fcntl
+
+    path = Path(path)
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stream = path.open("ab")
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}; choose another folder") from error
+        with stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            except OSError as error:
+                raise InputError(f"cannot lock {path}: {error.strerror}; choose a folder on a local disk") from error
+            if not _is_at(stream.fileno(), path):  # its last holder removed it between our two lines
+                continue
+            try:
+                yield True
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False

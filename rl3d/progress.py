@@ -62,12 +62,16 @@ class Progress:
         stream: where to; default stderr (looked up when a stage begins).
         interval: seconds between lines where the stream is not a terminal.
         silent: show nothing.
+        aside: show notes only, each with this text before it: one of several processes that share a terminal.
     """
 
-    def __init__(self, stream: TextIO | None = None, interval: float = 5.0, silent: bool = False) -> None:
+    def __init__(
+        self, stream: TextIO | None = None, interval: float = 5.0, silent: bool = False, aside: str = ""
+    ) -> None:
         self._stream = stream
         self._interval = interval
         self._silent = silent
+        self._aside = aside
 
     @property
     def stream(self) -> TextIO:
@@ -77,7 +81,10 @@ class Progress:
         """A line beside the stages, such as a warning; above the bar where there is one."""
         if self._silent:
             return
-        if self.stream.isatty():
+        if self._aside:
+            over_the_bar = "\r\x1b[K" if self.stream.isatty() else ""  # another process's, which draws it again
+            print(f"{over_the_bar}{self._aside}{text}", file=self.stream, flush=True)
+        elif self.stream.isatty():
             from tqdm import tqdm
 
             tqdm.write(text, file=self.stream)
@@ -100,7 +107,7 @@ class Progress:
     @contextmanager
     def stage(self, name: str, total: int, done: int = 0) -> Iterator[Stage]:
         """Show one stage of `total` steps, of which `done` were done before (a resumed run)."""
-        if self._silent:
+        if self._silent or self._aside:
             yield Stage(name, total, done)
         elif self.stream.isatty():
             with _bar(name, total, done, self.stream) as stage:

@@ -96,11 +96,32 @@ def clear(folder: str | Path) -> None:
         folder.rmdir()
 
 
-class Run:
-    """An open run folder. Make one with `Run.open`, close it with `finish` or by leaving its `with` block."""
+def discard_barren(folder: str | Path) -> None:
+    """Leave nothing behind of a run that was refused before any stage was finished."""
+    if status(folder) == "unfinished" and not finished_stages(folder):
+        clear(folder)
 
-    def __init__(self, folder: Path, state: dict[str, Any]) -> None:
+
+def check_config(folder: str | Path, config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that differs from the one that the run in `folder`, if there is one, was begun with.
+
+    Raises:
+        ConfigError: names the first key that differs. InputError: what the folder says of it cannot be read.
+    """
+    folder = Path(folder)
+    if status(folder) != "empty" and (folder / "config.json").exists():
+        _same_config(folder, json.loads(json.dumps(config, allow_nan=False)))
+
+
+class Run:
+    """An open run folder. Make one with `Run.open`, close it with `finish` or by leaving its `with` block.
+
+    `config` is what decides the result, as plain values.
+    """
+
+    def __init__(self, folder: Path, state: dict[str, Any], config: dict[str, Any]) -> None:
         self.folder = folder
+        self.config = config
         self._state = state
         self._began = time.monotonic()
         self._metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
@@ -125,8 +146,8 @@ class Run:
         if found in ("unfinished", "finished") and not resume:
             raise InputError(f"{folder} holds a run already; resume it, or choose another folder")
         plain = json.loads(json.dumps(config, allow_nan=False))
-        if resume and found != "empty" and (folder / "config.json").exists():
-            _same_config(folder, plain)
+        if resume:
+            check_config(folder, plain)
         write_json(folder / "config.json", plain)
         # Where the program is installed is nobody's business; `python -m rl3d` shows up as __main__.py.
         program = Path(command[0]).name.replace("__main__.py", "rl3d") if command else "rl3d"
@@ -139,7 +160,7 @@ class Run:
             metrics.unlink(missing_ok=True)
         elif metrics.exists():
             _mend_tail(metrics)
-        run = cls(folder, state)
+        run = cls(folder, state, plain)
         run._save()
         return run
 
@@ -189,6 +210,20 @@ class Run:
         self._metrics.close()
         atomic_write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._metrics = path.open("a", encoding="utf-8")
+
+    def adopt(self, other: str | Path) -> None:
+        """Take over the finished stages of the run in the folder `other` that this one lacks, with their metrics."""
+        stages = (_read_state(Path(other)) or {"stages": {}})["stages"]
+        missing = {name: facts for name, facts in stages.items() if not self.is_done(name)}
+        if not missing:
+            return
+        rows = [row for row in read_metrics(Path(other) / "metrics.jsonl") if row.get("stage") in missing]
+        for name in {row["stage"] for row in rows}:
+            self.rewind(name, -1)  # of an attempt that was interrupted
+        self._metrics.write("".join(json.dumps(row) + "\n" for row in rows))
+        self._metrics.flush()
+        self._state["stages"].update(missing)
+        self._save()
 
     def finish(self, report: Mapping[str, Any]) -> None:
         """Write report.json, then mark the run as finished; nothing looks finished before this."""

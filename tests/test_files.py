@@ -3,12 +3,14 @@ from __future__ import annotations
 import errno
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from rl3d.errors import InputError
-from rl3d.files import atomic_path, atomic_write_bytes, atomic_write_text, write_json
+from rl3d.files import atomic_path, atomic_write_bytes, atomic_write_text, file_lock, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -69,3 +71,51 @@ def test_json_refuses_nan_and_keeps_the_old_file(tmp_path: Path) -> None:
         write_json(target, {"a": math.nan})
     assert json.loads(target.read_text(encoding="utf-8")) == {"a": [1, "é"]}
     assert names(tmp_path) == ["report.json"]
+
+
+def test_a_lock_has_one_holder_and_leaves_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.lock"
+    with file_lock(path) as mine:
+        with file_lock(path) as also_mine:
+            assert (mine, also_mine) == (True, False)
+        assert path.exists()
+    assert names(tmp_path / "new") == []
+    with pytest.raises(ValueError, match="oh"), file_lock(path):
+        raise ValueError("oh")
+    with file_lock(path, wait=True) as mine:
+        assert mine
+
+
+def test_a_lock_dies_with_its_process_and_those_who_wait_get_it(tmp_path: Path, killed_holder: Callable) -> None:
+    path = tmp_path / "a.lock"
+    with killed_holder(path, seconds=0.3):
+        with file_lock(path) as mine:
+            assert not mine
+        with file_lock(path, wait=True) as mine:
+            assert mine
+    assert names(tmp_path) == []
+
+
+def test_threads_that_wait_for_a_lock_take_turns(tmp_path: Path) -> None:
+    """Its file is removed and made again between two holders: nobody may hold a lock on a removed one."""
+    inside, seen = [], []
+
+    def work() -> None:
+        for _ in range(50):
+            with file_lock(tmp_path / "a.lock", wait=True):
+                inside.append(1)
+                seen.append(len(inside))
+                inside.pop()
+
+    threads = [Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert seen == [1] * 200
+
+
+def test_a_lock_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write"), file_lock(tmp_path / "file" / "a.lock"):
+        pass

@@ -80,3 +80,15 @@ def test_a_loggers_lines_become_notes_while_asked_for() -> None:
         logger.warning("nor that")
     assert stream.getvalue() == "compiling 3 kernels\n"
     assert (logger.level, logger.handlers) == (logging.NOTSET, [])
+
+
+def test_aside_there_are_notes_alone() -> None:
+    stream = io.StringIO()
+    progress = Progress(stream, interval=0.0, aside="worker 1: ")
+    with progress.stage("lift", 4) as stage:
+        stage.step()
+        progress.note("warning: an unknown word")
+    assert stream.getvalue() == "worker 1: warning: an unknown word\n"
+    quiet = Progress(stream, silent=True, aside="worker 1: ")
+    quiet.note("nothing")
+    assert stream.getvalue().count("\n") == 1

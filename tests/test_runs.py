@@ -11,7 +11,7 @@ import pytest
 from rl3d import runs
 from rl3d.environment import PeakMemory, environment, peak_memory_mib
 from rl3d.errors import ConfigError, InputError
-from rl3d.runs import Run, check_out, clear, read_metrics, status
+from rl3d.runs import Run, check_config, check_out, clear, discard_barren, finished_stages, read_metrics, status
 
 CONFIG = {"prompt": "a red barrel", "lift": {"steps": 10, "span": (0.1, 0.2)}}
 COMMAND = ["/somewhere/bin/rl3d", "generate", "a red barrel"]
@@ -86,6 +86,46 @@ def test_resume_with_another_configuration_names_the_key(tmp_path: Path) -> None
     with pytest.raises(ConfigError, match=r"begun with lift\.steps = 10, now it is 20; resume with the same"):
         Run.open(tmp_path, other, COMMAND, resume=True)
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_configuration_is_compared_without_opening_the_run(tmp_path: Path) -> None:
+    check_config(tmp_path, CONFIG)
+    begin(tmp_path).__exit__()
+    check_config(tmp_path, CONFIG)
+    with pytest.raises(ConfigError, match="begun with prompt = 'a red barrel', now it is 'a tree'"):
+        check_config(tmp_path, {**CONFIG, "prompt": "a tree"})
+
+
+def test_finished_stages_of_another_run_are_adopted_once(tmp_path: Path) -> None:
+    with begin(tmp_path / "theirs") as theirs:
+        with theirs.stage("views 1") as facts:
+            facts["agreement"] = [0.5]
+        with theirs.stage("lift 1"):
+            theirs.log("lift 1", 10, loss=0.25)
+        with theirs.stage("both"):
+            theirs.log("both", 1)
+        theirs.log("views 2", 1)  # of a stage that was not finished
+    with begin(tmp_path / "ours") as ours:
+        ours.log("lift 1", 10, loss=9.0)  # of an attempt that was not finished either
+        with ours.stage("both") as facts:
+            facts["mine"] = True
+        ours.adopt(tmp_path / "nobody's")
+        ours.adopt(tmp_path / "theirs")
+        ours.adopt(tmp_path / "theirs")
+        assert ours.stages["views 1"]["agreement"] == [0.5] and ours.stages["both"]["mine"]
+    assert finished_stages(tmp_path / "ours") == ["both", "views 1", "lift 1"]
+    rows = read_metrics(tmp_path / "ours" / "metrics.jsonl")
+    assert [(r["stage"], r["step"], r["loss"]) for r in rows] == [("lift 1", 10, 0.25)]
+
+
+def test_a_barren_run_is_discarded_and_no_other(tmp_path: Path) -> None:
+    discard_barren(tmp_path / "none")
+    begin(tmp_path / "barren").__exit__()
+    with begin(tmp_path / "begun") as run, run.stage("views 0"):
+        pass
+    for folder in tmp_path.iterdir():
+        discard_barren(folder)
+    assert [p.name for p in tmp_path.iterdir()] == ["begun"]
 
 
 def test_a_second_run_does_not_take_the_first_ones_place(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ from rl3d.rewards.janus import front_noun
 from rl3d.rewards.judges import JANUS
 from rl3d.rewards.score import LOOKS, colour_seen
 from rl3d.scenes.mesh import Mesh
-from rl3d.text_to_3d.generate import generate, sample_views, view_judge
+from rl3d.text_to_3d.drafts import sample_views, view_judge
+from rl3d.text_to_3d.generate import generate
 from rl3d.text_to_3d.methods import METHODS as DISTILLATIONS
 from rl3d.text_to_3d.options import GenerateOptions, recorded
 

@@ -7,24 +7,7 @@ from pathlib import Path
 
 from rl3d.errors import InputError
 
-LONGEST_PROMPT = 500
 SCENE_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".splat", ".safetensors")
-
-
-def prompt(text: str) -> str:
-    """The prompt without surrounding white space."""
-    text = text.strip()
-    if not text:
-        raise InputError("the prompt is empty; describe an object, such as 'a small wooden barrel'")
-    if len(text) > LONGEST_PROMPT:
-        raise InputError(f"the prompt has {len(text)} characters; at most {LONGEST_PROMPT} are read")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise InputError("the prompt is not valid UTF-8 text; check the terminal's encoding") from None
-    if not text.isprintable():
-        raise InputError("the prompt holds line breaks or control characters; write it in one line")
-    return text
 
 
 def whole_number(name: str, value: int, least: int, most: int) -> int:

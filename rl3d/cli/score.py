@@ -8,6 +8,7 @@ from typing import Any
 
 from rl3d.cli import checks
 from rl3d.progress import Progress
+from rl3d.text_to_3d.prompts import clean_prompt
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    prompt = checks.prompt(args.prompt)
+    prompt = clean_prompt(args.prompt)
     paths = [checks.scene_file(name) for name in args.files]
 
     from rl3d.cli.facts import scene_facts, surface

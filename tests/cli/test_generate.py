@@ -12,6 +12,8 @@ import pytest
 
 from rl3d.errors import InputError
 from rl3d.runs import Run, status
+from rl3d.text_to_3d.batch import Outcome
+from rl3d.workers import ALONE, Worker
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,11 @@ def test_the_default_folder_is_named_after_prompt_and_seed(
         (["a", "--set", "lift.grid=huge"], "lift.grid must be a whole number, got 'huge'"),
         (["a", "--device", "gpu"], "unknown --device 'gpu'; known: cpu, cuda"),
         (["a", "--device", "cuda:99"], "--device cuda:99:"),
+        (["a", "--prompts", "p.txt"], "give either --prompts FILE or a PROMPT; see rl3d generate --help"),
+        (["--prompts", "none.txt"], "no such file: --prompts none.txt"),
+        (["--prompts", "."], "--prompts . is a folder; give a text file"),
+        (["--prompts", "/dev/null"], "--prompts /dev/null holds no prompt"),
+        (["--prompts", sys.executable], "is not UTF-8 text"),
         (["a", "--out", "/dev/null"], "is a file; give a folder"),
         (["a", "--out", "/dev/null/run"], "cannot write --out /dev/null/run"),
     ],
@@ -142,6 +149,85 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert done.err.count("\n") == 1
     assert fake.calls == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_many_prompts_on_stdout_and_in_the_exit_code(
+    rl3d: Callable, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[dict[str, Any]] = []
+    outcomes = [Outcome(*words) for words in (("a chest", "a-chest", "done"), ("a box", "a-box", "skipped"))]
+
+    def generate_batch(prompts: list[str], options: Any, out: Path, **kwargs: Any) -> list[Outcome]:
+        calls.append({"prompts": prompts, "options": options, "out": out, **kwargs})
+        for outcome in outcomes:
+            if outcome.error is not None:
+                kwargs["on_failure"](outcome, ZeroDivisionError("oops"))
+        return outcomes
+
+    module = ModuleType("rl3d.text_to_3d.batch")
+    module.generate_batch, module.Outcome = generate_batch, Outcome  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "rl3d.text_to_3d.batch", module)
+    monkeypatch.chdir(tmp_path)
+    Path("My prompts.txt").write_text("a chest\na box\n")
+    words = ["generate", "--prompts", "My prompts.txt", "--seed", "3", "--best-of", "2", "--prior", "my/model"]
+    done = rl3d(*words)
+    out = "runs/my-prompts-seed3"
+    assert (done.code, done.out) == (0, f"{out}/a-chest/asset.glb\n{out}/a-box/asset.glb\n")
+    assert calls[0]["prompts"] == ["a chest", "a box"] and calls[0]["out"] == Path(out)
+    assert (calls[0]["options"].seed, calls[0]["options"].best_of, calls[0]["prior"]) == (3, 2, "my/model")
+    assert (calls[0]["overwrite"], calls[0]["worker"], calls[0]["device"]) == (False, ALONE, "cpu")
+
+    outcomes.append(Outcome("a tree", "a-tree", "failed", "oops"))
+    done = rl3d(*words, "--out", "mine", "--overwrite", "--quiet")
+    assert (done.code, done.out) == (1, "mine/a-chest/asset.glb\nmine/a-box/asset.glb\n")
+    assert done.err == "rl3d: failed: 'a tree': oops\n" and calls[1]["overwrite"] is True
+    assert "ZeroDivisionError" in rl3d(*words, "--debug").err
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "code", "message"),
+    [
+        (
+            0,
+            KeyboardInterrupt(),
+            130,
+            "rl3d: interrupted: go on with: rl3d generate --prompts p.txt --out batch --resume\n",
+        ),
+        (0, InputError("no such prior"), 2, "rl3d: error: no such prior\n"),
+        (1, KeyboardInterrupt(), 130, ""),  # the first worker says it for all
+        (1, InputError("no such\nprior"), 0, "rl3d: worker 1 has stopped: no such prior\n"),  # and goes on alone
+        (1, MemoryError("too much"), 0, "rl3d: worker 1 has stopped: too much\n"),
+    ],
+)
+def test_a_worker_that_stops_ends_the_others_only_if_it_is_the_first(
+    rl3d: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    index: int,
+    error: BaseException,
+    code: int,
+    message: str,
+) -> None:
+    def generate_batch(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("rl3d.text_to_3d.batch.generate_batch", generate_batch)
+    monkeypatch.setattr("rl3d.workers.current", lambda: Worker(index, 2, index))
+    monkeypatch.chdir(tmp_path)
+    Path("p.txt").write_text("a chest")
+    Path("batch").mkdir()
+    done = rl3d("generate", "--prompts", "p.txt", "--out", "batch")
+    assert (done.code, done.out, done.err) == (code, "", message)
+
+
+def test_a_launcher_that_begins_one_process_only_is_named(
+    rl3d: Callable, fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    done = rl3d("generate", "a chest", "--quiet", "--out", str(tmp_path / "run"))
+    assert done.code == 0 and done.err.startswith("rl3d: warning: accelerate launch started one process only")
+    assert "--multi_gpu" in done.err and done.err.count("\n") == 1
 
 
 def test_a_refused_run_leaves_nothing_behind(rl3d: Callable, fake: Fake, tmp_path: Path) -> None:

@@ -22,16 +22,9 @@ from rl3d.priors.embedded import EmbeddedPrior
 from rl3d.rewards import reward
 from rl3d.runs import finished_stages, read_metrics, status
 from rl3d.scenes import Field, Gaussians, Mesh
-from rl3d.text_to_3d import finish
-from rl3d.text_to_3d.generate import (
-    candidate_seed,
-    generate,
-    generator_for,
-    sample_views,
-    text_to_3d,
-    to_rgba,
-    view_judge,
-)
+from rl3d.text_to_3d import drafts, finish
+from rl3d.text_to_3d.drafts import candidate_seed, generator_for, sample_views, view_judge
+from rl3d.text_to_3d.generate import generate, text_to_3d
 from rl3d.text_to_3d.method_options import MethodOptions
 from rl3d.text_to_3d.options import (
     DistillOptions,
@@ -41,6 +34,7 @@ from rl3d.text_to_3d.options import (
     PreviewOptions,
     SampleOptions,
 )
+from rl3d.text_to_3d.pictures import to_rgba
 
 # `rl3d.text_to_3d.generate` is also the name of a function in some importers' eyes; this is the module.
 module = sys.modules["rl3d.text_to_3d.generate"]
@@ -161,9 +155,9 @@ def test_an_interruption_in_every_stage_changes_nothing(
     """One run, stopped in each stage after part of its work (and right before it counts as done), resumed each time."""
     out = tmp_path / "run"
     stops: list[tuple[Any, str, int]] = [
-        (module, "sample_views", 1),  # the views are there, their stage is not
-        (module.lift, "fit", 1),  # between two rings
-        (module, "_save_views", 1),  # the lift's last file but one is written
+        (drafts, "sample_views", 1),  # the views are there, their stage is not
+        (drafts.lift, "fit", 1),  # between two rings
+        (drafts, "save_views", 1),  # the lift's last file but one is written
         (module, "distill_step", 4),  # after the checkpoint of step 2
         (finish, "export_asset", 1),  # the GLB is written, its report is not
         (finish, "turntable", 1),
