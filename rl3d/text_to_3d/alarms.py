@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Literal
 
 from rl3d.text_to_3d.ranges import need
 
+SETTLED = 0.2  # share of the run whose looks do not count yet
 WINDOW = 3  # looks whose median counts, so that a single noisy one does not
 FALL = 0.05  # of the guard's unit: how far it may fall from its best while the reward rises
 ALIKE = 0.02  # of the guard's unit: looks that differ by less are equally good to it
@@ -92,15 +93,22 @@ class History:
     Attributes:
         unit: how far the guard's score of the start is from that of an empty picture; the scale of its curve.
         lifted: the scene began as one that was lifted from views; a ball of grey splats is no start to compare with.
+        after: the step from which rules hold and states are kept, `SETTLED` of the run.
     """
 
     looks: tuple[Look, ...]
     unit: float = 0.0
     lifted: bool = True
+    after: float = 0.0
 
     def until(self, count: int) -> History:
         """The first `count` looks."""
-        return History(self.looks[:count], self.unit, self.lifted)
+        return replace(self, looks=self.looks[:count])
+
+    @property
+    def settled(self) -> tuple[Look, ...]:
+        """The looks that count: not those at the noisiest levels, which move any scene, with a reward or without."""
+        return tuple(look for look in self.looks if look.step >= self.after)
 
 
 def spread(values: Sequence[float]) -> float:
@@ -148,8 +156,9 @@ def reward_up_guard_down(history: History) -> Alarm | None:
 
     Clearly: by `FALL` of the guard's unit, and both by `NOISE` spreads of their own curves.
     """
-    known = [(x.reward, x.guard) for x in history.looks if x.reward is not None and x.guard is not None]
-    if len(known) != len(history.looks) or len(known) < 2 * WINDOW:
+    looks = history.settled
+    known = [(x.reward, x.guard) for x in looks if x.reward is not None and x.guard is not None]
+    if len(known) != len(looks) or len(known) < 2 * WINDOW:
         return None
     rewards, guards = ([pair[k] for pair in known] for k in (0, 1))
     reward, guard = smooth(rewards), smooth(guards)
@@ -157,8 +166,8 @@ def reward_up_guard_down(history: History) -> Alarm | None:
     fall, rise = guard[best] - guard[-1], reward[-1] - reward[best]
     if fall <= max(FALL * history.unit, NOISE * spread(guards)) or rise <= NOISE * spread(rewards):
         return None
-    step = history.looks[-1].step
-    since = history.looks[best + WINDOW // 2].step
+    step = looks[-1].step
+    since = looks[best + WINDOW // 2].step
     message = f"the reward rose by {rise:.4g} since step {since} while the guard fell by {fall:.4g}"
     return Alarm(step, "reward up, guard down", message, {"rise": rise, "fall": fall, "since": float(since)})
 
@@ -209,10 +218,8 @@ def two_faces(history: History) -> Alarm | None:
 
 def _over(history: History, measure: Callable[[Look], float], level: float, kind: str, told: str) -> Alarm | None:
     """Rings where the last two looks both lie over a level."""
-    if not history.lifted or len(history.looks) < 3:
-        return None
-    values = [measure(look) for look in history.looks[-2:]]
-    if min(values) <= level:
+    values = [measure(look) for look in history.settled[-2:]]
+    if not history.lifted or len(values) < 2 or min(values) <= level:
         return None
     return Alarm(history.looks[-1].step, kind, told.format(values[-1], level), {"value": values[-1], "allowed": level})
 
@@ -243,15 +250,17 @@ def set_aside(history: History) -> int | None:
 def kept(history: History) -> int:
     """The index of the look whose state is kept: the best by the guard, the latest among those alike to it.
 
-    The latest, because it is the most optimised of what the guard likes equally. Without a guard, the last.
+    The latest, because it is the most optimised of what the guard likes equally. Before the looks count, and without a
+    guard, the last.
     """
-    best, found = -math.inf, 0
+    last = len(history.looks) - 1
+    best, found = -math.inf, last
     for i, look in enumerate(history.looks):
         if look.guard is None:
-            return len(history.looks) - 1
-        best = max(best, look.guard)
-        if look.guard >= best - ALIKE * history.unit:
-            found = i
+            return last
+        if look.step >= history.after:
+            best = max(best, look.guard)
+            found = i if look.guard >= best - ALIKE * history.unit else found
     return found
 
 

@@ -42,7 +42,7 @@ from rl3d.text_to_3d.scene import SceneState, begin_scene, finished, load_scene
 from rl3d.text_to_3d.splats import SplatState
 from rl3d.text_to_3d.watch import Watch, guard_for
 
-METRICS, BEST = "metrics.jsonl", "best.safetensors"
+METRICS = "metrics.jsonl"
 RING_STRENGTH = 0.9  # how far a later ring's renders are noised before the prior repaints them
 
 
@@ -222,7 +222,8 @@ def generate(
                 progress.note(f"warning: {warning}")
         check_prompt(guide, model, embedding)
         guard = guard_for(options, model, prompt, guide, device)
-        watch = Watch(options.guard, model, prompt, guide, guard, progress.note, run.log, checkpoints / BEST)
+        best, steps = checkpoints / "best.safetensors", options.distill.steps
+        watch = Watch(options.guard, model, prompt, guide, guard, progress.note, run.log, best, steps)
         for i in range(options.best_of):
             _draft(run, model, prompt, embedding, options, i, checkpoints, progress)
         chosen = _choose(run, prompt, options, checkpoints, progress)
@@ -375,7 +376,7 @@ def _distill(
     for rows in ("distill", "guard"):
         run.rewind(rows, state.step or -1)
     with run.stage("distill"), progress.stage("distill", o.steps, done=state.step) as stage:
-        watch.look(state, o.steps)
+        watch.look(state)
         while state.step < o.steps and not watch.stopped:
             generator = generator_for(seed, 4, state.step)
             numbers = distill_step(state, prior, prompt, anchor, o, generator, guide)
@@ -385,7 +386,7 @@ def _distill(
                 numbers["relocated"] = state.relocate(generator)
             run.log("distill", state.step, **numbers)
             stage.at(state.step, **numbers)
-            watch.look(state, o.steps)
+            watch.look(state)
             if state.step % o.save_every == 0 or state.step == o.steps or watch.stopped:
                 state.save(file, guide.memory)
     return watch.keep(state, distill_rates(o), place)

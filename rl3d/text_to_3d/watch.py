@@ -26,6 +26,7 @@ from rl3d.rewards.tidy import TIDY
 from rl3d.text_to_3d import looks
 from rl3d.text_to_3d.alarms import (
     RULES,
+    SETTLED,
     GuardOptions,
     History,
     Look,
@@ -129,7 +130,7 @@ class Watch:
 
     Attributes:
         guard: None where nobody looks. note: says a line to the user. log: writes a row of metrics.jsonl.
-        best: where the kept state is saved.
+        best: where the kept state is saved. steps: of the whole run.
     """
 
     options: GuardOptions
@@ -140,6 +141,7 @@ class Watch:
     note: Callable[[str], None]
     log: Callable[..., None]
     best: Path
+    steps: int
     rang: set[str] | None = None
 
     @property
@@ -147,7 +149,9 @@ class Watch:
         """What was seen so far, out of the guide's memory."""
         memory = self.guide.memory
         rows = memory[ROWS].tolist() if ROWS in memory else []
-        return History(tuple(map(_look, rows)), float(memory.get(UNIT, 0.0)), self.prior.n_views > 1)
+        return History(
+            tuple(map(_look, rows)), float(memory.get(UNIT, 0.0)), self.prior.n_views > 1, SETTLED * self.steps
+        )
 
     @property
     def stops(self) -> bool:
@@ -160,13 +164,9 @@ class Watch:
         return stopped(self.history, self.options.patience) if self.stops else None
 
     @torch.no_grad()
-    def look(self, state: SceneState, steps: int) -> None:
-        """Look if it is time, and save a state that is to be kept.
-
-        Args:
-            steps: of the whole run; the last is looked at as well.
-        """
-        if self.guard is None or not (state.step % self.options.every == 0 or state.step == steps):
+    def look(self, state: SceneState) -> None:
+        """Look if it is time, at the last step too, and save a state that is to be kept."""
+        if self.guard is None or not (state.step % self.options.every == 0 or state.step == self.steps):
             return
         before = self.history
         if before.looks and before.looks[-1].step >= state.step:  # a resumed run
@@ -199,7 +199,7 @@ class Watch:
         row = torch.tensor([_row(seen)], dtype=torch.float64)
         memory[ROWS] = torch.cat([memory[ROWS], row]) if before.looks else row
         history = self.history
-        if self.stops and kept(history) == len(history.looks) - 1:
+        if self.stops and state.step >= history.after and kept(history) == len(history.looks) - 1:
             state.save(self.best, memory)
         self.log("guard", state.step, **drifts(history), **({"guard_error": failure} if failure else {}))
         if failure:

@@ -143,6 +143,17 @@ def test_a_run_ends_when_the_guard_sees_nothing_better_while_the_reward_rises() 
     assert "while the guard fell" in str(stopped(history(UP, DOWN), 100))
 
 
+def test_the_first_looks_do_not_count() -> None:
+    """Any scene moves at the noisiest levels: nothing rings, nothing is kept, no best is remembered from there."""
+    dip = [0.9, 0.5, 0.3, 0.5, 0.52, 0.54, 0.55, 0.55, 0.56, 0.56]
+    assert stopped(history(UP[:10], dip), 4) is not None and kept(history(UP[:10], dip)) == 0
+    later = history(UP[:10], dip, after=30)
+    assert alarms(later) == [] and stopped(later, 4) is None and kept(later) == 9
+    assert [kept(later.until(n)) for n in (1, 3, 5)] == [0, 2, 4]
+    moved = drifting("colour", [CALM.colour, *[(0.9, 0.1, 0.05)] * 3, *[CALM.colour] * 3])
+    assert alarms(moved) and alarms(replace(moved, after=35)) == []
+
+
 def test_a_guard_is_set_aside_for_good() -> None:
     assert set_aside(history(UP[:4], [0.5, None, 0.5, 0.5])) == 10
     assert set_aside(history(UP[:4], [0.5] * 4)) is None

@@ -49,7 +49,7 @@ def redness(x: RewardInput) -> torch.Tensor:
     return x.images[:, :, 0].mean((1, 2, 3)) - x.images[:, :, 1:].mean((1, 2, 3, 4))
 
 
-ENOUGH = 0.22  # redness that `HACKED` has after 6 of its steps; 0.003 at the start, 0.76 at the end
+ENOUGH = 0.388  # redness that `HACKED` has after 12 of its steps; 0.003 at the start, 0.76 at the end
 RED = reward(views=None, name="redness")(redness)
 STRONG = RewardOptions(weight=Schedule(((0.0, 1e4),)), balance="none", cap=1e6)  # the prior has no say any more
 HACKED = replace(
@@ -128,7 +128,7 @@ def test_a_hack_rings_stops_the_run_and_the_best_by_the_guard_is_kept(
     found = result.report["guard"]
     assert "reward up, guard down" in [alarm["kind"] for alarm in found["alarms"]]
     assert "alarm: reward up, guard down at step" in capsys.readouterr().err
-    assert (found["kept_step"], found["best_step"], found["stopped_at"]) == (6, 6, 12)
+    assert (found["kept_step"], found["best_step"], found["stopped_at"]) == (12, 12, 18)
     assert "while the guard fell" in found["stopped_because"]
     best = SplatState.load(tmp_path / "on" / "checkpoints" / "best.safetensors", module.distill_rates(HACKED.distill))
     assert best.step == found["kept_step"] and same(result.gaussians, best.gaussians())
@@ -143,7 +143,7 @@ def test_a_hack_rings_stops_the_run_and_the_best_by_the_guard_is_kept(
     assert [alarm["kind"] for alarm in last.report["guard"]["alarms"]]  # it rings all the same
 
 
-@pytest.mark.parametrize("count", [1, 4, 7, 11])
+@pytest.mark.parametrize("count", [1, 9, 13, 17])
 def test_a_killed_run_resumes_to_the_same_end(
     count: int, prior: EmbeddedPrior, anti: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
