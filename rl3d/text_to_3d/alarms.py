@@ -19,17 +19,18 @@ from rl3d.text_to_3d.ranges import need
 SETTLED = 0.2  # share of the run whose looks do not count yet
 WINDOW = 3  # looks whose median counts, so that a single noisy one does not
 FALL = 0.05  # of the guard's unit: how far it may fall from its best while the reward rises
+LOST = 0.1  # of the guard's unit: how far it may lie below the start's while the reward is above the start's
 ALIKE = 0.02  # of the guard's unit: looks that differ by less are equally good to it
 # Spreads of a curve around itself below which a fall or a rise is noise. Of 300 simulated runs of 20 looks whose guard
-# is noise of a tenth (a fiftieth) of its unit, 4 lets 25 (9) ring, 3 lets 60 (18), 5 lets 11 (4).
+# is noise of a tenth (a fiftieth) of its unit, 4 lets 39 (9) ring, 3 lets 76 (18), 5 lets 18 (4).
 NOISE = 4.0
-COLOUR = 0.06  # OKLab distance of the object's mean colour from the start's
-SPILL = 0.06  # share of the coverage outside the start's silhouettes, widened by 2 pixels
-GROWN = 0.25  # relative change of the coverage
-BORDER = 0.02  # share of the coverage on the pictures' border, more than at the start
-FLOATING = 0.04  # share of the mass in pieces that are not part of the main body, more than at the start
+COLOUR = 0.08  # OKLab distance of the object's mean colour from the start's
+SPILL = 0.02  # share of the coverage outside the start's silhouettes, widened by 2 pixels
+GROWN = 0.12  # relative change of the coverage
+BORDER = 0.01  # share of the coverage on the pictures' border, more than at the start
+FLOATING = 0.02  # share of the mass in pieces that are not part of the main body, more than at the start
 FACES = 0.4  # distance of front and back, relative to the start's
-SIDED = 0.02  # distance of front and back at the start below which the object never had two sides to lose
+SIDED = 0.04  # distance of front and back at the start below which the object never had two sides to lose
 
 
 @dataclass(frozen=True)
@@ -154,22 +155,27 @@ def drifts(history: History) -> dict[str, float]:
 def reward_up_guard_down(history: History) -> Alarm | None:
     """The guard's running median lies clearly under its best, and the reward's above what it was then.
 
-    Clearly: by `FALL` of the guard's unit, and both by `NOISE` spreads of their own curves.
+    Clearly: by `FALL` of the guard's unit, or by `LOST` under the start's; and both by `NOISE` spreads of their own
+    curves.
     """
-    looks = history.settled
+    looks, first = history.settled, history.looks[0]
     known = [(x.reward, x.guard) for x in looks if x.reward is not None and x.guard is not None]
-    if len(known) != len(looks) or len(known) < 2 * WINDOW:
+    if len(known) != len(looks) or len(known) < 2 * WINDOW or first.reward is None or first.guard is None:
         return None
     rewards, guards = ([pair[k] for pair in known] for k in (0, 1))
     reward, guard = smooth(rewards), smooth(guards)
     best = max(range(len(guard)), key=guard.__getitem__)
-    fall, rise = guard[best] - guard[-1], reward[-1] - reward[best]
-    if fall <= max(FALL * history.unit, NOISE * spread(guards)) or rise <= NOISE * spread(rewards):
-        return None
-    step = looks[-1].step
-    since = looks[best + WINDOW // 2].step
-    message = f"the reward rose by {rise:.4g} since step {since} while the guard fell by {fall:.4g}"
-    return Alarm(step, "reward up, guard down", message, {"rise": rise, "fall": fall, "since": float(since)})
+    since = (
+        (first, first.reward, first.guard, LOST),
+        (looks[best + WINDOW // 2], reward[best], guard[best], FALL),
+    )
+    for look, reward_then, guard_then, allowed in since:
+        rise, fall = reward[-1] - reward_then, guard_then - guard[-1]
+        if fall > max(allowed * history.unit, NOISE * spread(guards)) and rise > NOISE * spread(rewards):
+            message = f"the reward rose by {rise:.4g} since step {look.step} while the guard fell by {fall:.4g}"
+            numbers = {"rise": rise, "fall": fall, "since": float(look.step)}
+            return Alarm(looks[-1].step, "reward up, guard down", message, numbers)
+    return None
 
 
 def colour_drifts(history: History) -> Alarm | None:
