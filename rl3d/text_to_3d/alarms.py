@@ -16,17 +16,17 @@ from typing import Literal
 
 from rl3d.text_to_3d.ranges import need
 
-SETTLED = 0.2  # share of the run whose looks do not count yet
+SETTLED = 0.2  # share of the run whose looks do not count yet: the noisiest levels move any scene
+RECOVERED = 0.5  # share of the run before which nothing is compared with the start: it takes that long to come back
 WINDOW = 3  # looks whose median counts, so that a single noisy one does not
-FALL = 0.05  # of the guard's unit: how far it may fall from its best while the reward rises
+FALL = 0.08  # of the guard's unit: how far it may fall from its best; looks closer to the best are as good as it
 LOST = 0.1  # of the guard's unit: how far it may lie below the start's while the reward is above the start's
-ALIKE = 0.02  # of the guard's unit: looks that differ by less are equally good to it
 # Spreads of a curve around itself below which a fall or a rise is noise. Of 300 simulated runs of 20 looks whose guard
 # is noise of a tenth (a fiftieth) of its unit, 4 lets 39 (9) ring, 3 lets 76 (18), 5 lets 18 (4).
 NOISE = 4.0
-COLOUR = 0.08  # OKLab distance of the object's mean colour from the start's
+COLOUR = 0.12  # OKLab distance of the object's mean colour from the start's
 SPILL = 0.02  # share of the coverage outside the start's silhouettes, widened by 2 pixels
-GROWN = 0.12  # relative change of the coverage
+GROWN = 0.15  # relative change of the coverage
 BORDER = 0.01  # share of the coverage on the pictures' border, more than at the start
 FLOATING = 0.02  # share of the mass in pieces that are not part of the main body, more than at the start
 FACES = 0.4  # distance of front and back, relative to the start's
@@ -94,22 +94,21 @@ class History:
     Attributes:
         unit: how far the guard's score of the start is from that of an empty picture; the scale of its curve.
         lifted: the scene began as one that was lifted from views; a ball of grey splats is no start to compare with.
-        after: the step from which rules hold and states are kept, `SETTLED` of the run.
+        steps: of the whole run; the rules need to know how far it is.
     """
 
     looks: tuple[Look, ...]
     unit: float = 0.0
     lifted: bool = True
-    after: float = 0.0
+    steps: int = 0
 
     def until(self, count: int) -> History:
         """The first `count` looks."""
         return replace(self, looks=self.looks[:count])
 
-    @property
-    def settled(self) -> tuple[Look, ...]:
-        """The looks that count: not those at the noisiest levels, which move any scene, with a reward or without."""
-        return tuple(look for look in self.looks if look.step >= self.after)
+    def since(self, share: float) -> tuple[Look, ...]:
+        """The looks from a share of the run on."""
+        return tuple(look for look in self.looks if look.step >= share * self.steps)
 
 
 def spread(values: Sequence[float]) -> float:
@@ -158,22 +157,21 @@ def reward_up_guard_down(history: History) -> Alarm | None:
     Clearly: by `FALL` of the guard's unit, or by `LOST` under the start's; and both by `NOISE` spreads of their own
     curves.
     """
-    looks, first = history.settled, history.looks[0]
+    looks, first = history.since(SETTLED), history.looks[0]
     known = [(x.reward, x.guard) for x in looks if x.reward is not None and x.guard is not None]
     if len(known) != len(looks) or len(known) < 2 * WINDOW or first.reward is None or first.guard is None:
         return None
     rewards, guards = ([pair[k] for pair in known] for k in (0, 1))
     reward, guard = smooth(rewards), smooth(guards)
     best = max(range(len(guard)), key=guard.__getitem__)
-    since = (
-        (first, first.reward, first.guard, LOST),
-        (looks[best + WINDOW // 2], reward[best], guard[best], FALL),
-    )
-    for look, reward_then, guard_then, allowed in since:
+    then = [(looks[best + WINDOW // 2].step, reward[best], guard[best], FALL)]
+    if len(history.since(RECOVERED)) >= WINDOW:
+        then.append((0, first.reward, first.guard, LOST))
+    for step, reward_then, guard_then, allowed in then:
         rise, fall = reward[-1] - reward_then, guard_then - guard[-1]
         if fall > max(allowed * history.unit, NOISE * spread(guards)) and rise > NOISE * spread(rewards):
-            message = f"the reward rose by {rise:.4g} since step {look.step} while the guard fell by {fall:.4g}"
-            numbers = {"rise": rise, "fall": fall, "since": float(look.step)}
+            message = f"the reward rose by {rise:.4g} since step {step} while the guard fell by {fall:.4g}"
+            numbers = {"rise": rise, "fall": fall, "since": float(step)}
             return Alarm(looks[-1].step, "reward up, guard down", message, numbers)
     return None
 
@@ -224,7 +222,7 @@ def two_faces(history: History) -> Alarm | None:
 
 def _over(history: History, measure: Callable[[Look], float], level: float, kind: str, told: str) -> Alarm | None:
     """Rings where the last two looks both lie over a level."""
-    values = [measure(look) for look in history.settled[-2:]]
+    values = [measure(look) for look in history.since(RECOVERED)[-2:]]
     if not history.lifted or len(values) < 2 or min(values) <= level:
         return None
     return Alarm(history.looks[-1].step, kind, told.format(values[-1], level), {"value": values[-1], "allowed": level})
@@ -256,17 +254,17 @@ def set_aside(history: History) -> int | None:
 def kept(history: History) -> int:
     """The index of the look whose state is kept: the best by the guard, the latest among those alike to it.
 
-    The latest, because it is the most optimised of what the guard likes equally. Before the looks count, and without a
-    guard, the last.
+    Alike: by less than `FALL` of the guard's unit. The latest, because it is the most optimised of them. Before the
+    looks count, and without a guard, the last.
     """
     last = len(history.looks) - 1
     best, found = -math.inf, last
     for i, look in enumerate(history.looks):
         if look.guard is None:
             return last
-        if look.step >= history.after:
+        if look.step >= SETTLED * history.steps:
             best = max(best, look.guard)
-            found = i if look.guard >= best - ALIKE * history.unit else found
+            found = i if look.guard >= best - FALL * history.unit else found
     return found
 
 

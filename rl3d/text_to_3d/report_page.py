@@ -5,18 +5,19 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from rl3d.files import atomic_write_text
-from rl3d.text_to_3d.alarms import COLOUR, FACES, FLOATING, SPILL, History, drifts
+from rl3d.text_to_3d.alarms import COLOUR, FACES, FLOATING, GROWN, SETTLED, SPILL, History, drifts
 
 PAGE = "report.html"
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 170, 58, 14, 14, 26  # of a chart and its margins, in SVG units
 LINES = ("#1f6fb2", "#c2571a")
 ALARM, BEST = "#c0182b", "#1b8a3d"
+LEGEND = "Over steps. Red bar: an alarm; dashed: what is allowed; green bar: the kept state; grey: does not count yet."
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
 h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin-top: 2rem }
@@ -34,7 +35,7 @@ class Chart:
 
     Attributes:
         title: said below it. curves: name -> (step, value) pairs. level: a threshold, drawn dashed.
-        alarms: steps at which it rang. best: the step whose state was kept.
+        alarms: steps at which it rang. best: the kept state's step. after: the step before which nothing counts.
     """
 
     title: str
@@ -42,6 +43,7 @@ class Chart:
     level: float | None = None
     alarms: Sequence[int] = ()
     best: int | None = None
+    after: float = 0.0
 
 
 def charts(history: History, guard: Mapping[str, Any] | None) -> list[Chart]:
@@ -57,37 +59,34 @@ def charts(history: History, guard: Mapping[str, Any] | None) -> list[Chart]:
     def rang(*kinds: str) -> list[int]:
         return [alarm["step"] for alarm in guard["alarms"] if alarm["kind"] in kinds]
 
-    kept = guard["kept_step"]
     divergence = rang("reward up, guard down")
-    start = seen[0][1]
+    start, area = seen[0][1], curve("coverage")
     drawn = [
-        Chart("optimised: " + str(guard["reward"]), {"reward": curve("reward")}, None, divergence, kept),
-        Chart("watched: " + guard["guard"], {"guard": curve("guard")}, None, divergence, kept),
-        Chart(
-            "mean colour's distance from the start's", {"colour": curve("colour")}, COLOUR, rang("colour drift"), kept
-        ),
+        Chart("optimised: " + str(guard["reward"]), {"reward": curve("reward")}, None, divergence),
+        Chart("watched: " + guard["guard"], {"guard": curve("guard")}, None, divergence),
+        Chart("mean colour's distance from the start's", {"colour": curve("colour")}, COLOUR, rang("colour drift")),
         Chart(
             "share of what is seen outside the first silhouettes, and on the border",
             {"outside": curve("spill"), "border": curve("border")},
             SPILL,
             rang("background drift"),
-            kept,
         ),
         Chart(
-            "area of the silhouettes, of the start's", {"area": curve("coverage")}, None, rang("background drift"), kept
+            "area of the silhouettes, of the start's",
+            {"area": area},
+            1 + GROWN if area[-1][1] >= 1 else 1 - GROWN,
+            rang("background drift"),
         ),
         Chart(
             "share of the mass beside the main body",
             {"floating": curve("floating")},
             FLOATING + start["floating"],
             rang("floaters"),
-            kept,
         ),
-        Chart(
-            "how unlike opposite views are, of the start's", {"faces": curve("faces")}, FACES, rang("two faces"), kept
-        ),
+        Chart("how unlike opposite views are, of the start's", {"faces": curve("faces")}, FACES, rang("two faces")),
     ]
-    return [chart for chart in drawn if any(chart.curves.values())]
+    marks = {"best": guard["kept_step"], "after": SETTLED * history.steps}
+    return [replace(chart, **marks) for chart in drawn if any(chart.curves.values())]
 
 
 def write_page(folder: Path, report: Mapping[str, Any], charts: Sequence[Chart]) -> None:
@@ -111,7 +110,7 @@ def page(report: Mapping[str, Any], charts: Sequence[Chart], pictures: Mapping[s
         *(f'<img src="{uri}" alt="{escape(name)}">' for name, uri in pictures.items()),
         "<h2>Alarms</h2>",
         _alarms(report.get("guard")),
-        *(["<h2>While it was optimised</h2>", *map(svg, charts)] if charts else []),
+        *([f"<h2>While it was optimised</h2><p class='quiet'>{LEGEND}</p>", *map(svg, charts)] if charts else []),
         "<h2>Judges</h2>",
         _table(("judge", "similarity", "rank of 20", "probability", "colour"), _judge_rows(report["judges"])),
         '<p class="quiet">The gold judge only measures; nothing was optimised, chosen or stopped by it.</p>',
@@ -149,7 +148,9 @@ def svg(chart: Chart) -> str:
     def at(step: float, value: float) -> tuple[float, float]:
         return LEFT + width * step / last, TOP + height * (high - value) / (high - low)
 
-    drawn = [f'<rect x="{LEFT}" y="{TOP}" width="{width}" height="{height}" fill="none" stroke="#bbb"/>']
+    shade = min(chart.after / last, 1) * width
+    drawn = [f'<rect x="{LEFT}" y="{TOP}" width="{shade:.1f}" height="{height}" fill="#f2f2f2"/>'] if shade else []
+    drawn += [f'<rect x="{LEFT}" y="{TOP}" width="{width}" height="{height}" fill="none" stroke="#bbb"/>']
     for value in (low + room, 0.5 * (low + high), high - room):
         y = at(0, value)[1]
         drawn.append(f'<line x1="{LEFT}" x2="{LEFT + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="#eee"/>')
@@ -172,7 +173,8 @@ def svg(chart: Chart) -> str:
         colour = LINES[i % len(LINES)]
         drawn.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
         if len(chart.curves) > 1:
-            drawn.append(f'<text x="{LEFT + 8 + 110 * i}" y="{TOP + 14}" style="fill: {colour}">{escape(name)}</text>')
+            place = f'x="{LEFT + 24 + 70 * i}" y="{HEIGHT - 8}"'
+            drawn.append(f'<text {place} style="fill: {colour}">{escape(name)}</text>')
     box = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img">'
     return f"<figure>{box}{''.join(drawn)}</svg><figcaption>{escape(chart.title)}</figcaption></figure>"
 

@@ -199,7 +199,7 @@ class Watch:
         row = torch.tensor([_row(seen)], dtype=torch.float64)
         memory[ROWS] = torch.cat([memory[ROWS], row]) if before.looks else row
         history = self.history
-        if self.stops and state.step >= history.after and kept(history) == len(history.looks) - 1:
+        if self.stops and state.step >= SETTLED * self.steps and kept(history) == len(history.looks) - 1:
             state.save(self.best, memory)
         self.log("guard", state.step, **drifts(history), **({"guard_error": failure} if failure else {}))
         if failure:
