@@ -149,9 +149,8 @@ class Watch:
         """What was seen so far, out of the guide's memory."""
         memory = self.guide.memory
         rows = memory[ROWS].tolist() if ROWS in memory else []
-        return History(
-            tuple(map(_look, rows)), float(memory.get(UNIT, 0.0)), self.prior.n_views > 1, SETTLED * self.steps
-        )
+        unit, lifted = float(memory.get(UNIT, 0.0)), self.prior.n_views > 1
+        return History(tuple(map(_look, rows)), unit, lifted, self.steps)
 
     @property
     def stops(self) -> bool:
@@ -177,13 +176,13 @@ class Watch:
         frames = state.render(looks.ring(self.prior))
         if not before.looks:
             memory[ALLOWED] = (max_pool2d(frames.alpha, 5, 1, 2) > 0.1).to(torch.uint8)
-        failure = None
-        guard = None
+        guard = reward = failure = None
         if set_aside(before) is None:
-            guard, failure = self._try(self.guard.reward, state, frames)
+            guard, failure = self._try(self.guard.reward, lambda x: self._inputs(x, state, frames))
         if not before.looks:
             memory[UNIT] = torch.tensor(self._unit(guard), dtype=torch.float64)
-        reward = self._try(self.guide.reward, state, frames)[0] if self.guide.reward is not None else None
+        if self.guide.reward is not None:
+            reward, _ = self._try(self.guide.reward, lambda x: self._inputs(x, state, frames))
         spilled = (frames.alpha * (1 - memory[ALLOWED].to(frames.alpha))).sum() / frames.alpha.sum().clamp_min(1e-6)
         seen = Look(
             state.step,
@@ -265,10 +264,10 @@ class Watch:
             f"afterwards. {end[0].upper()}{end[1:]}."
         )
 
-    def _try(self, reward: Reward, state: SceneState, frames: Frames) -> tuple[float | None, str | None]:
-        """The reward's mean score of the ring, or None and why there is none; it may be anybody's code."""
+    def _try(self, reward: Reward, inputs: Callable[[Reward], list[RewardInput]]) -> tuple[float | None, str | None]:
+        """The reward's mean score, or None and why there is none; it may be anybody's code."""
         try:
-            return _score(reward, self._inputs(reward, state, frames)), None
+            return _score(reward, inputs(reward)), None
         except Exception as error:
             return None, " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
@@ -290,14 +289,13 @@ class Watch:
         ]
 
     def _unit(self, first: float | None) -> float:
-        """How far the guard's first score is from that of nothing; half its range where nothing cannot be shown."""
+        """How far the guard's first score is from that of nothing; half its range where nothing has no score."""
         assert self.guard is not None
         guard = self.guard.reward
         if first is None:
             return 0.0
-        if isinstance(guard, GeometricReward):
-            return 0.5 * (guard.range[1] - guard.range[0])
-        return abs(first - _score(guard, [_blank(self.prior, guard, self.prompt)]))
+        nothing, _ = self._try(guard, lambda x: [_blank(self.prior, x, self.prompt)])
+        return abs(first - nothing) if nothing is not None else 0.5 * (guard.range[1] - guard.range[0])
 
 
 def _aside(name: str, step: int, reason: str) -> str:
