@@ -42,7 +42,7 @@ def mean_colour(frames: Frames) -> tuple[float, float, float]:
 def border_share(alpha: Tensor) -> float:
     """Share of the coverage [V, 1, H, W] on the two outermost pixels of the pictures."""
     inner = alpha[..., 2:-2, 2:-2].sum()
-    return float(1 - inner / alpha.sum().clamp_min(1e-6))
+    return float((1 - inner / alpha.sum().clamp_min(1e-6)).clamp_min(0))
 
 
 def face_distances(frames: Frames) -> tuple[float, float, float, float]:
