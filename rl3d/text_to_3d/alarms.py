@@ -251,8 +251,8 @@ def set_aside(history: History) -> int | None:
     return next((look.step for look in history.looks if look.guard is None), None)
 
 
-def kept(history: History) -> int:
-    """The index of the look whose state is kept: the best by the guard, the latest among those alike to it.
+def liked(history: History) -> int:
+    """The index of the look that the guard likes best since looks count, the latest among those alike to it.
 
     Alike: by less than `FALL` of the guard's unit. The latest, because it is the most optimised of them. Before the
     looks count, and without a guard, the last.
@@ -268,18 +268,31 @@ def kept(history: History) -> int:
     return found
 
 
+def kept(history: History) -> int:
+    """The index of the look whose state is kept: `liked`, or the start where all of it lies clearly below that.
+
+    Clearly: by `LOST` of the guard's unit, its own score and the median of the last looks.
+    """
+    index, first = liked(history), history.looks[0].guard
+    late = [look.guard for look in history.since(RECOVERED) if look.guard is not None][-WINDOW:]
+    now = history.looks[index].guard
+    if first is None or now is None or len(late) < WINDOW:
+        return index
+    return 0 if first - max(now, median(late)) > LOST * history.unit else index
+
+
 def stopped(history: History, patience: int) -> str | None:
     """Why the run ends after the last look, or None.
 
-    Either the reward rises while the guard falls, or the kept look is `patience` looks old and the reward has risen
-    since (where there is a reward).
+    Either the reward rises while the guard falls, or the look that the guard likes is `patience` looks old and the
+    reward has risen since (where there is a reward).
     """
     if not history.looks or set_aside(history) is not None:
         return None
     alarm = reward_up_guard_down(history)
     if alarm is not None:
         return alarm.message
-    index = kept(history)
+    index = liked(history)
     if len(history.looks) - 1 - index < patience:
         return None
     then, now = history.looks[index].reward, history.looks[-1].reward

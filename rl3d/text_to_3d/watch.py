@@ -33,6 +33,7 @@ from rl3d.text_to_3d.alarms import (
     alarms,
     drifts,
     kept,
+    liked,
     set_aside,
     stopped,
 )
@@ -130,7 +131,7 @@ class Watch:
 
     Attributes:
         guard: None where nobody looks. note: says a line to the user. log: writes a row of metrics.jsonl.
-        best: where the kept state is saved. steps: of the whole run.
+        best: where the state that the guard likes best is saved. steps: of the whole run.
     """
 
     options: GuardOptions
@@ -151,6 +152,11 @@ class Watch:
         rows = memory[ROWS].tolist() if ROWS in memory else []
         unit, lifted = float(memory.get(UNIT, 0.0)), self.prior.n_views > 1
         return History(tuple(map(_look, rows)), unit, lifted, self.steps)
+
+    @property
+    def start(self) -> Path:
+        """Where the state of the first look is saved."""
+        return self.best.with_name("start.safetensors")
 
     @property
     def stops(self) -> bool:
@@ -198,7 +204,9 @@ class Watch:
         row = torch.tensor([_row(seen)], dtype=torch.float64)
         memory[ROWS] = torch.cat([memory[ROWS], row]) if before.looks else row
         history = self.history
-        if self.stops and state.step >= SETTLED * self.steps and kept(history) == len(history.looks) - 1:
+        if self.stops and not before.looks:
+            state.save(self.start, memory)
+        elif self.stops and state.step >= SETTLED * self.steps and liked(history) == len(history.looks) - 1:
             state.save(self.best, memory)
         self.log("guard", state.step, **drifts(history), **({"guard_error": failure} if failure else {}))
         if failure:
@@ -220,9 +228,10 @@ class Watch:
         step = history.looks[kept(history)].step
         if step == state.step:
             return state
-        best = load_scene(self.best, self.guide.options, rates, device)
+        file = self.start if step == history.looks[0].step else self.best
+        best = load_scene(file, self.guide.options, rates, device)
         if best.step != step:
-            raise AssetError(f"{self.best} holds step {best.step}, not {step}; begin anew with --overwrite")
+            raise AssetError(f"{file} holds step {best.step}, not {step}; begin anew with --overwrite")
         return best
 
     def summary(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:

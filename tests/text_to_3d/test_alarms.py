@@ -19,6 +19,7 @@ from rl3d.text_to_3d.alarms import (
     alarms,
     drifts,
     kept,
+    liked,
     reward_up_guard_down,
     set_aside,
     spread,
@@ -132,6 +133,14 @@ def test_the_best_by_the_guard_is_kept_and_the_latest_among_equals() -> None:
     assert kept(history(UP[:5], [0.9, 0.5, 0.4, None, None])) == 4  # nobody knows any more: the last
     # Many small steps down do not add up: the best so far is what counts.
     assert kept(history(UP[:5], [0.9, 0.9 - small, 0.9 - 3 * small, 0.9 - 4 * small, 0.1])) == 1
+
+
+def test_the_start_is_kept_where_nothing_comes_near_it_again() -> None:
+    """LOST * UNIT = 0.05 below it for three looks in the second half; a guard that has come back forgives the dip."""
+    lost = history(UP, [0.6, 0.55, *[0.5] * 10], steps=110)
+    assert kept(lost) == 0 and liked(lost) == 11 and kept(lost.until(8)) == 7
+    back = history(UP, [0.6, 0.5, *[0.4] * 6, 0.5, 0.57, 0.58, 0.58], steps=110)
+    assert kept(back) == 11
 
 
 def test_a_run_ends_when_the_guard_sees_nothing_better_while_the_reward_rises() -> None:

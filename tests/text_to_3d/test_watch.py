@@ -143,6 +143,19 @@ def test_a_hack_rings_stops_the_run_and_the_best_by_the_guard_is_kept(
     assert [alarm["kind"] for alarm in last.report["guard"]["alarms"]]  # it rings all the same
 
 
+def test_the_lifted_scene_is_kept_where_the_guard_likes_nothing_later(
+    prior: EmbeddedPrior, anti: Any, tmp_path: Path
+) -> None:
+    anti(reward(views=None, name="less")(lambda x: -redness(x)))
+    options = replace(HACKED, guard=GuardOptions(every=4, reward="anti", patience=20))
+    for resume in (False, True):
+        result = generate("a red box", options, tmp_path, prior=prior, reward=RED, resume=resume)
+        found = result.report["guard"]
+        assert (found["kept_step"], found["best_step"], found["stopped_at"]) == (0, 0, 28)
+        lifted = SplatState.load(tmp_path / "checkpoints" / "lift-0.safetensors", module.distill_rates(options.distill))
+        assert same(result.gaussians, lifted.gaussians())
+
+
 @pytest.mark.parametrize("count", [1, 9, 13, 17])
 def test_a_killed_run_resumes_to_the_same_end(
     count: int, prior: EmbeddedPrior, anti: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
