@@ -420,7 +420,8 @@ def page(
             first_call_table(firsts) if firsts else "",
             f"## Not measured here\n\n{absent}" if absent else "",
             f"## What produced it\n\n    {made['command']}\n\n- machine: {machine['cpu']}, {machine['cpus']} CPUs,"
-            f" {machine.get('torch_threads', '?')} threads, load before the run {made['load']:.1f}\n- Python {machine['python']}, {packages}",
+            f" {machine.get('torch_threads', '?')} threads, load before the run {made['load']:.1f}\n"
+            f"- Python {machine['python']}, {packages}",
         ]
     )
 

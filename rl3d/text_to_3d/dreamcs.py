@@ -14,10 +14,8 @@ from __future__ import annotations
 import torch
 
 from rl3d.errors import InputError
-from rl3d.render.render import render
-from rl3d.rewards.protocol import RewardInput
 from rl3d.text_to_3d.engine import Guidance, Shot, checked, combine, predict, watch_constant, weight_of
-from rl3d.text_to_3d.pictures import BACKGROUND
+from rl3d.text_to_3d.pictures import mesh_input
 
 
 def dreamcs(shot: Shot) -> Guidance:
@@ -36,18 +34,7 @@ def dreamcs(shot: Shot) -> Guidance:
             return Guidance(target, numbers={"faces": 0.0})
         views = shot.prior.n_views
         cameras = shot.cameras[:views]  # the first group's: it is one mesh
-        frames = render(mesh, cameras, background=BACKGROUND, normals=True)
-        assert frames.normal is not None  # asked for
-        seen = RewardInput(
-            frames.rgb[None],
-            frames.alpha[None],
-            cameras,
-            shot.prompt.prompts[:1],
-            normals=frames.normal[None],
-            depths=frames.depth[None],
-            mesh=[mesh],
-            background=BACKGROUND,
-        )
+        seen = mesh_input(mesh, cameras, shot.prompt.prompts[:1])
         scores = checked(reward, seen)
         loss = (shot.method.reward.cap - scores).relu().sum()
     memory = watch_constant(shot.memory, scores, reward.name)

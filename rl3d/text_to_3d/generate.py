@@ -37,9 +37,13 @@ from rl3d.text_to_3d.finish import ASSET, FIELD, SPLATS, finish_asset
 from rl3d.text_to_3d.leaves import load_memory
 from rl3d.text_to_3d.methods import Guide, check_prompt, guide_for, reward_summary
 from rl3d.text_to_3d.options import GenerateOptions, method_preset, recorded
+from rl3d.text_to_3d.report_page import charts, write_page
 from rl3d.text_to_3d.scene import SceneState, begin_scene, finished, load_scene
 from rl3d.text_to_3d.splats import SplatState
+from rl3d.text_to_3d.watch import Watch, guard_for
 from rl3d.workers import ALONE, Worker
+
+METRICS = "metrics.jsonl"
 
 
 @dataclass(frozen=True)
@@ -174,15 +178,21 @@ def make_asset(
         progress.note(f"warning: {note}")
     notes += models.warnings
     check_prompt(guide, model, embedding)
+    guard = guard_for(options, model, prompt, guide, str(device_of(model)))
+    best, steps = checkpoints / "best.safetensors", options.distill.steps
+    watch = Watch(options.guard, model, prompt, guide, guard, progress.note, run.log, best, steps)
     draft_all(run, model, prompt, embedding, options, checkpoints, progress, worker)
     chosen = choose(run, prompt, options, checkpoints, progress)
-    state = _distill(run, model, embedding, options, guide, chosen, checkpoints, progress)
+    state = _distill(run, model, embedding, options, guide, watch, chosen, checkpoints, progress)
     scene = finished(state)
     if isinstance(scene, Gaussians) and len(scene) == 0:
         raise InputError("the optimisation ended with an empty scene; try another --seed or fewer distill.steps")
     if "warning" in run.stages.get("choose", {}):
         notes.append(run.stages["choose"]["warning"])
     report = finish_asset(run, scene, prompt, options, out, progress, shaded=model.baked_light)
+    watched = watch.summary(read_metrics(out / METRICS))
+    if watched is not None and "warning" in watched:
+        notes.append(watched["warning"])
     report = {
         "prompt": prompt,
         "seed": options.seed,
@@ -191,8 +201,10 @@ def make_asset(
         "warnings": notes + report.pop("warnings"),
         "config": run.config,
         "stages": run.stages,
+        **({"guard": watched} if watched is not None else {}),
         **report,
     }
+    write_page(out, report, charts(watch.history, watched))
     run.finish(report)
     if isinstance(scene, Gaussians):
         return Result(out / ASSET, out / SPLATS, scene, report)
@@ -205,6 +217,7 @@ def _distill(
     prompt: PromptEmbedding,
     options: GenerateOptions,
     guide: Guide,
+    watch: Watch,
     chosen: int,
     checkpoints: Path,
     progress: Progress,
@@ -220,14 +233,16 @@ def _distill(
             return lifted
         state = begin_scene(lifted, guide.options, distill_rates(o))
     if run.is_done("distill"):
-        return state
+        return watch.keep(state, distill_rates(o), place)
     anchor = None
     if prior.n_views > 1 and prior.has_alpha:
         anchor = Anchor(*load_views(checkpoints / f"anchor-{chosen}.safetensors", place))
     seed = candidate_seed(options, chosen)
-    run.rewind("distill", state.step)
+    for rows in ("distill", "guard"):
+        run.rewind(rows, state.step or -1)
     with run.stage("distill"), progress.stage("distill", o.steps, done=state.step) as stage:
-        while state.step < o.steps:
+        watch.look(state)
+        while state.step < o.steps and not watch.stopped:
             generator = generator_for(seed, 4, state.step)
             numbers = distill_step(state, prior, prompt, anchor, o, generator, guide)
             if not math.isfinite(numbers["distance"]):
@@ -236,13 +251,14 @@ def _distill(
                 numbers["relocated"] = state.relocate(generator)
             run.log("distill", state.step, **numbers)
             stage.at(state.step, **numbers)
-            if state.step % o.save_every == 0 or state.step == o.steps:
+            watch.look(state)
+            if state.step % o.save_every == 0 or state.step == o.steps or watch.stopped:
                 state.save(file, guide.memory)
-    return state
+    return watch.keep(state, distill_rates(o), place)
 
 
 def _distill_rows(out: Path) -> list[Mapping[str, Any]]:
-    return [row for row in read_metrics(out / "metrics.jsonl") if row["stage"] == "distill"]
+    return [row for row in read_metrics(out / METRICS) if row["stage"] == "distill"]
 
 
 def text_to_3d(

@@ -8,6 +8,7 @@ from typing import Any
 
 from rl3d.config import preset_path, to_dict
 from rl3d.errors import ConfigError, nearest
+from rl3d.text_to_3d.alarms import GuardOptions
 from rl3d.text_to_3d.method_options import METHOD_NAMES, MethodOptions
 from rl3d.text_to_3d.ranges import need, need_not_negative
 
@@ -136,6 +137,7 @@ class GenerateOptions:
     lift: LiftOptions = field(default_factory=LiftOptions)
     distill: DistillOptions = field(default_factory=DistillOptions)
     method: MethodOptions = field(default_factory=MethodOptions)
+    guard: GuardOptions = field(default_factory=GuardOptions)
     mesh: MeshOptions = field(default_factory=MeshOptions)
     preview: PreviewOptions = field(default_factory=PreviewOptions)
 
@@ -150,11 +152,13 @@ class GenerateOptions:
 def recorded(options: GenerateOptions) -> dict[str, Any]:
     """Plain values for a record of what was asked for.
 
-    The default method is left out, so that what was begun before there was a choice can be resumed.
+    The default method and guard are left out, so that what was begun before there was a choice can be resumed.
     """
     values: dict[str, Any] = to_dict(options)
     if options.method == MethodOptions():
         del values["method"]
+    if options.guard == GuardOptions():
+        del values["guard"]
     return values
 
 

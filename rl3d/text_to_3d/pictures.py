@@ -8,7 +8,9 @@ from torch import Tensor
 from rl3d.cameras import Cameras
 from rl3d.priors.protocol import Prior
 from rl3d.render.frames import Frames
+from rl3d.render.render import render
 from rl3d.rewards.protocol import RewardInput
+from rl3d.scenes.mesh import Mesh
 
 BACKGROUND = 1.0  # sRGB grey level behind what rewards see
 
@@ -54,5 +56,25 @@ def reward_input(
         prompts,
         normals=normals,
         depths=depths,
+        background=BACKGROUND,
+    )
+
+
+def mesh_input(mesh: Mesh, cameras: Cameras, prompts: list[str]) -> RewardInput:
+    """One mesh, and its renders over white with normals and depths, as a reward sees them; differentiable to both.
+
+    Args:
+        cameras: V. prompts: one.
+    """
+    frames = render(mesh, cameras, background=BACKGROUND, normals=True)
+    assert frames.normal is not None  # asked for
+    return RewardInput(
+        frames.rgb[None],
+        frames.alpha[None],
+        cameras,
+        prompts,
+        normals=frames.normal[None],
+        depths=frames.depth[None],
+        mesh=[mesh],
         background=BACKGROUND,
     )

@@ -79,6 +79,8 @@ def test_a_run_leaves_files_that_others_can_read(whole: Path) -> None:
     turntable, views = Image.open(whole / "turntable.webp"), Image.open(whole / "views.png")
     assert getattr(turntable, "n_frames", 1) == 2
     assert 4 * 24 <= views.width < 5 * 24 and 2 * 24 <= views.height < 3 * 24  # splats above, mesh below
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    assert "<h1>a red box</h1>" in page and page.count("data:image/") == 2 and page.count("<svg") == 6
     assert not list(whole.rglob(".*"))  # no temporary files
 
 
