@@ -127,8 +127,9 @@ class Bench:
         options = replace(self.methods[job.method], seed=job.seed)
         made_by = ["prior"] if self.prior.name == "embedded" else []
         chosen = options.sample.candidates > 1 and options.sample.judge_weight > 0
-        judged = chosen or options.best_of > 1 or DISTILLATIONS[options.method.name].reward
-        made_by += ["judge_reward"] if judged else []
+        rewarded = DISTILLATIONS[options.method.name].reward  # by any of them, and another one is its guard
+        made_by += ["judge_reward"] if chosen or options.best_of > 1 or rewarded else []
+        made_by += sorted(set(self.models) - {"prior", "judge_reward", "judge_gold"}) if rewarded else []
         models = digest([self.prior.name, *(self.models.get(name) for name in made_by)])
         return {"options": recorded(options), "models": models}
 

@@ -27,8 +27,9 @@ EPILOG = """examples:
   rl3d generate --prompts prompts.txt --out runs/batch
   accelerate launch --multi_gpu --num_processes 2 -m rl3d generate --prompts prompts.txt --out runs/batch
 
-The folder then holds asset.glb (mesh), asset.ply (Gaussian splats), turntable.webp, views.png, report.json,
-metrics.jsonl and what the run was asked for. The path of asset.glb is printed on stdout.
+The folder then holds asset.glb (mesh), asset.ply (Gaussian splats), turntable.webp, views.png, report.html to look at
+and report.json to read by program, metrics.jsonl and what the run was asked for. The path of asset.glb is printed on
+stdout.
 
 --prompts makes such a folder per prompt, beside summary.json and sheet.png, a picture of all. A prompt that fails stops
 no other, and makes the exit code 1. The same command again skips what is finished, goes on with what is not and tries
