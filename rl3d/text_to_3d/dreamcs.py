@@ -5,17 +5,20 @@
 d is a differentiable iso-surface (marching tetrahedra, as in the paper's DMTet) of the scene's signed distance, alpha
 grows linearly over the run (`method.reward.weight`). The reward sees the mesh and its renders, with gradients through
 vertices and silhouettes; it is capped, relu(cap - r), and balanced by gradient norm on the scene's leaves, because a
-mesh has no render to compare gradients on. The paper's RewardCS is one such reward; any reward of a mesh or its views
-serves.
+mesh has no render to compare gradients on. The paper's RewardCS is one such reward (a mini of it is embedded as
+"rewardcs-mini"); any reward of a mesh or its views serves. For a reward that looks at the mesh alone nothing is
+rendered.
 """
 
 from __future__ import annotations
 
 import torch
 
+from rl3d.cameras import Cameras
 from rl3d.errors import InputError
 from rl3d.render.render import render
 from rl3d.rewards.protocol import RewardInput
+from rl3d.scenes.mesh import Mesh
 from rl3d.text_to_3d.engine import Guidance, Shot, checked, combine, predict, watch_constant, weight_of
 from rl3d.text_to_3d.pictures import BACKGROUND
 
@@ -36,20 +39,34 @@ def dreamcs(shot: Shot) -> Guidance:
             return Guidance(target, numbers={"faces": 0.0})
         views = shot.prior.n_views
         cameras = shot.cameras[:views]  # the first group's: it is one mesh
-        frames = render(mesh, cameras, background=BACKGROUND, normals=True)
-        assert frames.normal is not None  # asked for
-        seen = RewardInput(
-            frames.rgb[None],
-            frames.alpha[None],
-            cameras,
-            shot.prompt.prompts[:1],
-            normals=frames.normal[None],
-            depths=frames.depth[None],
-            mesh=[mesh],
-            background=BACKGROUND,
-        )
+        if getattr(reward, "needs", None) == ("mesh",):
+            seen = unseen(mesh, cameras, shot.prompt.prompts[:1])
+        else:
+            seen = looked_at(mesh, cameras, shot.prompt.prompts[:1])
         scores = checked(reward, seen)
         loss = (shot.method.reward.cap - scores).relu().sum()
     memory = watch_constant(shot.memory, scores, reward.name)
     numbers = {"reward": float(scores.detach().mean()), "faces": float(len(mesh.faces))}
     return Guidance(target, scene_loss=loss, strength=strength, numbers=numbers, memory=memory)
+
+
+def looked_at(mesh: Mesh, cameras: Cameras, prompts: list[str]) -> RewardInput:
+    """One mesh with its renders, differentiable to the vertices."""
+    frames = render(mesh, cameras, background=BACKGROUND, normals=True)
+    assert frames.normal is not None  # asked for
+    return RewardInput(
+        frames.rgb[None],
+        frames.alpha[None],
+        cameras,
+        prompts,
+        normals=frames.normal[None],
+        depths=frames.depth[None],
+        mesh=[mesh],
+        background=BACKGROUND,
+    )
+
+
+def unseen(mesh: Mesh, cameras: Cameras, prompts: list[str]) -> RewardInput:
+    """One mesh for a reward that looks at no picture: the images are a pixel of background each."""
+    images = mesh.vertices.new_full((1, len(cameras), 3, 1, 1), BACKGROUND)
+    return RewardInput(images, torch.zeros_like(images[:, :, :1]), cameras, prompts, mesh=[mesh], background=BACKGROUND)
