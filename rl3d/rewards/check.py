@@ -61,8 +61,17 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "symmetry": ("leaning",),
     "connectedness": ("floaters",),
     "stability": ("leaning",),
-    # What reaches SHARE on val assets, see its model card; holes and wrong nouns do not.
-    "rewardcs-mini": (BLANK_ORDER, "nothing", "scaled down", "floaters", "leaning", "four fronts", "rough"),
+    # What reaches SHARE on val assets, meshes and fused ones, see its model card; holes do not.
+    "rewardcs-mini": (
+        BLANK_ORDER,
+        "nothing",
+        "wrong noun",
+        "scaled down",
+        "floaters",
+        "leaning",
+        "four fronts",
+        "rough",
+    ),
 }
 
 
