@@ -11,8 +11,10 @@ from types import ModuleType
 
 import torch
 
+from rl3d.data.colours import WORDS as COLOURS
 from rl3d.priors.embedded import EmbeddedPrior, Vocabulary, new_scheduler
 from rl3d.priors.multiview_model import MultiViewTransformer
+from rl3d.rewards.reward_cs import RewardCS, RewardCSConfig, RewardCSModel
 from rl3d.scenes import Mesh
 
 RED, GREEN, BLUE = (0.78, 0.16, 0.16), (0.24, 0.63, 0.27), (0.2, 0.35, 0.78)
@@ -83,6 +85,18 @@ def random_model(size: int = 16, vocabulary: int = len(WORDS), stem_channels: in
 
 def random_prior(size: int = 16, dtype: torch.dtype = torch.float32) -> EmbeddedPrior:
     return EmbeddedPrior(random_model(size), Vocabulary(WORDS), new_scheduler(), "tiny", torch.device("cpu"), dtype)
+
+
+def random_rewardcs() -> RewardCS:
+    """A reward on meshes that knows `WORDS` but those of colours; every tensor random."""
+    words = {w: i for i, w in enumerate(w for w in WORDS if w not in COLOURS)}
+    config = RewardCSConfig(len(words), points=64, patches=8, neighbours=6, width=16, heads=2, blocks=1, embedding=8)
+    torch.manual_seed(0)
+    model = RewardCSModel(config)
+    with torch.no_grad():
+        for tensor in model.parameters():
+            tensor.add_(0.1 * torch.randn_like(tensor))
+    return RewardCS(model.eval().requires_grad_(False), words)
 
 
 def load_tool(name: str) -> ModuleType:

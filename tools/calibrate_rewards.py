@@ -42,7 +42,8 @@ Does a reward put known things in the right order before anybody optimises it? E
 elevations of {" and ".join(f"{e:g}" for e in ELEVATIONS)} radians, against damaged versions of the same prop. A case
 passes where the whole version scores higher on average and in at least {SHARE:.0%} of the comparisons; a tie is wrong.
 A reward is asked for what it claims to see; the other rows are measured too and do not fail. Cases, claims and the
-share were set before the first run.
+share were set before the first run, but for `rewardcs-mini`: it claims the kinds that reach the same share on val
+assets (its model card); holes, which it first claimed too, did not.
 
     rl3d rewards check judge
     python tools/calibrate_rewards.py

@@ -27,28 +27,34 @@ def standardise(reward: Reward3D, source: ViewBatches) -> tuple[float, float]:
 
 
 class Tally:
-    """Hits of pairs, by name and judge, with the asset that each belongs to; pairs that nobody can see are left out."""
+    """Hits of pairs, by name and scorer, with the asset that each belongs to; pairs that nobody can see are left out.
 
-    def __init__(self) -> None:
-        self.rows: dict[str, list[tuple[int, float, float]]] = {}
+    A tie is half a hit, as a coin would have it.
+    """
+
+    def __init__(self, *scorers: str) -> None:
+        self.scorers = scorers
+        self.rows: dict[str, list[tuple[float, ...]]] = {}
         self.pairs: dict[str, int] = {}
 
     def add(self, name: str, assets: np.ndarray, better: Tensor, worse: Tensor, seen: Tensor) -> None:
-        """better, worse: [2, B], scores of the reward and of the judge. seen: [B] bool."""
+        """better, worse: [S, B], scores of the S scorers. seen: [B] bool."""
         self.pairs[name] = self.pairs.get(name, 0) + len(assets)
-        hits = (better > worse).float()
+        hits = (better > worse).float() + 0.5 * (better == worse)
         rows = self.rows.setdefault(name, [])
-        rows += [(int(a), float(h[0]), float(h[1])) for a, h, s in zip(assets, hits.T, seen) if s]
+        rows += [(float(a), *h.tolist()) for a, h, s in zip(assets, hits.T, seen) if s]
 
     def result(self, rng: np.random.Generator) -> dict[str, dict]:
+        """By name: each scorer's share with its interval, the first's "gain" over the second, "pairs" that counted, and
+        which share of all they are ("visible")."""
         out = {}
         for name, rows in self.rows.items():
             if rows:
                 table = np.array(rows)
-                own, judge = (with_interval(table[:, i], table[:, 0], rng) for i in (1, 2))
+                found = {s: with_interval(table[:, 1 + i], table[:, 0], rng) for i, s in enumerate(self.scorers)}
                 gain = with_interval(table[:, 1] - table[:, 2], table[:, 0], rng)
                 counted = round(len(rows) / self.pairs[name], 3)
-                out[name] = {"reward3d": own, "judge": judge, "gain": gain, "pairs": len(rows), "visible": counted}
+                out[name] = {**found, "gain": gain, "pairs": len(rows), "visible": counted}
         return out
 
 
@@ -61,7 +67,7 @@ def evaluate(
     "pairs" by kind: the real one above its mildest form ("KIND"), above its worst ("KIND, worse") and the mildest above
     the worst ("KIND, order"); for the judge that it started from too, and their difference ("gain").
     """
-    rng, generator, tally = np.random.default_rng(13), torch.Generator().manual_seed(13), Tally()
+    rng, generator, tally = np.random.default_rng(13), torch.Generator().manual_seed(13), Tally("reward3d", "judge")
     scores: list[Tensor] = []
 
     def both(images: Tensor, prompts: list[str], azimuths: Tensor) -> Tensor:
@@ -99,7 +105,7 @@ def evaluate(
     }
 
 
-def _cell(value: list[float]) -> str:
+def interval_cell(value: list[float]) -> str:
     return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
 
 
@@ -108,8 +114,8 @@ def model_card(row: dict, command: str, parameters: int) -> str:
     training, val, train = row["training"], row["val"], row["train"]
     lines = []
     for name, found in val["pairs"].items():
-        cells = [_cell(found[k]) for k in ("reward3d", "judge", "gain")]
-        beside = _cell(train["pairs"][name]["reward3d"]) if name in train["pairs"] else "-"
+        cells = [interval_cell(found[k]) for k in ("reward3d", "judge", "gain")]
+        beside = interval_cell(train["pairs"][name]["reward3d"]) if name in train["pairs"] else "-"
         lines.append(f"| {name} | {' | '.join(cells)} | {beside} | {found['pairs']} | {found['visible']:.2f} |")
     return f"""# Reward3D-mini
 

@@ -27,6 +27,14 @@ def word_ids(texts: list[str], vocabulary: dict[str, int], max_words: int = MAX_
     return out
 
 
+def noun_weights(records: list[AssetRecord]) -> np.ndarray:
+    """[N] probabilities by the inverse square root of the noun's count: rare nouns would hardly be seen otherwise."""
+    nouns = [" ".join(r.noun_words) for r in records]
+    counts = {n: nouns.count(n) for n in set(nouns)}
+    weight = np.array([counts[n] ** -0.5 for n in nouns])
+    return weight / weight.sum()
+
+
 class ViewBatches:
     """Draws (images, captions, cameras) from a cache written by `build_view_cache`.
 
@@ -68,11 +76,7 @@ class ViewBatches:
         self.main = torch.from_numpy(np.load(cache / "main.npy")).to(device)
         self.recolour = recolour
         self.device = torch.device(device)
-        # Rare nouns would hardly be seen otherwise: sample by the inverse square root of the noun's count.
-        nouns = [" ".join(records[i].noun_words) for i in self.keep]
-        counts = {n: nouns.count(n) for n in set(nouns)}
-        weight = np.array([counts[n] ** -0.5 for n in nouns])
-        self.weight = weight / weight.sum()
+        self.weight = noun_weights([records[i] for i in self.keep])
 
     def draw(self, batch: int, rng: np.random.Generator) -> tuple[Tensor, list[str], np.ndarray, np.ndarray]:
         """A random batch.

@@ -21,6 +21,7 @@ from rl3d.rewards.protocol import Reward as Reward
 from rl3d.rewards.protocol import RewardInput as RewardInput
 from rl3d.rewards.protocol import reward as reward
 from rl3d.rewards.reward3d import Reward3D as Reward3D
+from rl3d.rewards.reward_cs import RewardCS as RewardCS
 from rl3d.rewards.score import Retrieval as Retrieval
 from rl3d.rewards.score import colour_probabilities as colour_probabilities
 from rl3d.rewards.score import draft_score as draft_score

@@ -11,20 +11,28 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch.nn import Module
+
 from rl3d.errors import AssetError, InputError
 from rl3d.rewards.embedded import JudgeReward
 from rl3d.rewards.geometry import REWARDS
 from rl3d.rewards.protocol import Reward
+from rl3d.rewards.reward3d import Reward3D
+from rl3d.rewards.reward_cs import RewardCS
 
 CALIBRATIONS = Path(__file__).parent / "calibration.json"
 
 
 def weights_digest(reward: Reward) -> str:
-    """SHA-256 of the judge's weights as float32, in the order of their names; "" for a formula."""
-    if not isinstance(reward, JudgeReward):
+    """SHA-256 of an embedded model's weights as float32, in the order of their names; "" for a formula."""
+    if isinstance(reward, JudgeReward):
+        model: Module = reward.judge.model
+    elif isinstance(reward, Reward3D | RewardCS):
+        model = reward.model
+    else:
         return ""
     digest = hashlib.sha256()
-    for name, tensor in sorted(reward.judge.model.state_dict().items()):
+    for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -36,7 +44,7 @@ def recorded_calibration(reward: Reward, path: Path = CALIBRATIONS) -> dict[str,
     Raises:
         AssetError: the file cannot be read.
     """
-    if not isinstance(reward, JudgeReward) and REWARDS.get(reward.name) is not reward:
+    if not weights_digest(reward) and REWARDS.get(reward.name) is not reward:
         return None
     try:
         entry = json.loads(path.read_text(encoding="utf-8")).get(reward.name) if path.exists() else None

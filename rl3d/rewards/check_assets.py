@@ -82,12 +82,13 @@ def turned(profile: Sequence[tuple[float, float]], colours: Sequence[Colour], si
 
 
 def joined(*parts: Mesh) -> Mesh:
-    """Meshes with face colours as one mesh; the parts stay separate surfaces."""
+    """Meshes as one mesh, with face colours where all have them; the parts stay separate surfaces."""
     offsets = [sum(len(p.vertices) for p in parts[:i]) for i in range(len(parts))]
+    colours = [p.face_colours for p in parts if p.face_colours is not None]
     return Mesh(
         torch.cat([p.vertices for p in parts]),
         torch.cat([p.faces + offset for p, offset in zip(parts, offsets)]),
-        face_colours=torch.cat([p.face_colours for p in parts if p.face_colours is not None]),
+        face_colours=torch.cat(colours) if len(colours) == len(parts) else None,
     )
 
 

@@ -13,6 +13,7 @@ from rl3d.rewards import geometry
 from rl3d.rewards.judges import Judge, load_judge
 from rl3d.rewards.protocol import Reward, RewardInput, check_scores
 from rl3d.rewards.reward3d import load_reward3d
+from rl3d.rewards.reward_cs import load_rewardcs
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ class JudgeReward:
 
 def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | Path | None = None) -> Reward:
     """A reward by name: "judge" (or "reward") is the embedded reward judge, "reward3d" the embedded one trained to
-    rank, "FAMILY:PATH_OR_ID" one with published weights, and the names of `rl3d.rewards.geometry` are formulas.
+    rank, "rewardcs-mini" the one that looks at meshes, "FAMILY:PATH_OR_ID" one with published weights, and the names of
+    `rl3d.rewards.geometry` are formulas.
 
     Raises:
         InputError: unknown name; or "gold", which only measures.
@@ -53,12 +55,14 @@ def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | 
         refuse_gold()
     if name == "reward3d":
         return load_reward3d(device, folder)
+    if name == "rewardcs-mini":
+        return load_rewardcs(device, folder)
     if name in geometry.REWARDS:
         return geometry.REWARDS[name]
     if ":" in name or name in FAMILIES:
         return load_hub_reward(name, device)
     if name not in ("judge", "reward", "judge_reward"):
-        close = nearest(name, ["judge", "reward", "reward3d", *geometry.REWARDS], 1)
+        close = nearest(name, ["judge", "reward", "reward3d", "rewardcs-mini", *geometry.REWARDS], 1)
         raise InputError(f"no embedded reward is called {name!r}; did you mean {close[0] if close else 'judge'!r}?")
     return JudgeReward(load_judge("reward", device, folder))
 

@@ -240,6 +240,23 @@ def build_model(config: JudgeConfig) -> JudgeModel:
     return RewardJudge(config) if config.kind == "reward" else GoldJudge(config)
 
 
+def known_words(prompts: list[str], words: Mapping[str, int], most: int, who: str) -> Tensor:
+    """[N, most] int64 ids of the prompts' known words, 0 behind them; unknown words are left out.
+
+    Raises:
+        InputError: `who` knows no word of a prompt.
+    """
+    ids = torch.zeros(len(prompts), most, dtype=torch.int64)
+    for row, prompt in zip(ids, prompts):
+        known = [words[w] for w in split_words(prompt) if w in words][:most]
+        if not known:
+            close = [w for word in split_words(prompt) for w in nearest(word, words, 1)]
+            hint = f"nearest known: {', '.join(close)}" if close else "it knows low-poly props, e.g. 'red barrel'"
+            raise InputError(f"{who} knows no word of {prompt!r}; {hint}")
+        row[: len(known)] = torch.tensor(known)
+    return ids
+
+
 @dataclass(frozen=True)
 class Judge:
     """A judge ready to score. Its network is frozen; gradients reach the images, except through the gold judge.
@@ -276,17 +293,8 @@ class Judge:
         Raises:
             InputError: a prompt has no word that the judge knows.
         """
-        ids = torch.zeros(len(prompts), self.model.config.max_words, dtype=torch.int64)
-        for row, prompt in zip(ids, prompts):
-            known = [self.words[w] for w in split_words(prompt) if w in self.words][: len(row)]
-            if not known:
-                raise InputError(f"the {self.name} judge knows no word of {prompt!r}{self._hint(prompt)}")
-            row[: len(known)] = torch.tensor(known)
+        ids = known_words(prompts, self.words, self.model.config.max_words, f"the {self.name} judge")
         return self.model.encode_texts(ids.to(self.device))
-
-    def _hint(self, prompt: str) -> str:
-        close = [w for word in split_words(prompt) for w in nearest(word, self.words, 1)]
-        return f"; nearest known: {', '.join(close)}" if close else "; it knows low-poly props, e.g. 'red barrel'"
 
     def encode(self, images: Tensor) -> ImageCode:
         """What the judge sees in [B, V, 4, H, W] premultiplied sRGB in [0, 1]; differentiable to the images.

@@ -5,8 +5,9 @@
 d is a differentiable iso-surface (marching tetrahedra, as in the paper's DMTet) of the scene's signed distance, alpha
 grows linearly over the run (`method.reward.weight`). The reward sees the mesh and its renders, with gradients through
 vertices and silhouettes; it is capped, relu(cap - r), and balanced by gradient norm on the scene's leaves, because a
-mesh has no render to compare gradients on. The paper's RewardCS is one such reward; any reward of a mesh or its views
-serves.
+mesh has no render to compare gradients on. The paper's RewardCS is one such reward (a mini of it is embedded as
+"rewardcs-mini"); any reward of a mesh or its views serves. For a reward that looks at the mesh alone nothing is
+rendered.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def dreamcs(shot: Shot) -> Guidance:
             return Guidance(target, numbers={"faces": 0.0})
         views = shot.prior.n_views
         cameras = shot.cameras[:views]  # the first group's: it is one mesh
-        seen = mesh_input(mesh, cameras, shot.prompt.prompts[:1])
+        pictures = getattr(reward, "needs", None) != ("mesh",)
+        seen = mesh_input(mesh, cameras, shot.prompt.prompts[:1], pictures)
         scores = checked(reward, seen)
         loss = (shot.method.reward.cap - scores).relu().sum()
     memory = watch_constant(shot.memory, scores, reward.name)

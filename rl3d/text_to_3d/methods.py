@@ -18,6 +18,7 @@ from rl3d.rewards.geometry import GeometricReward
 from rl3d.rewards.judges import Judge
 from rl3d.rewards.protocol import Reward
 from rl3d.rewards.reward3d import Reward3D
+from rl3d.rewards.reward_cs import RewardCS
 from rl3d.text_to_3d.dreamcs import dreamcs
 from rl3d.text_to_3d.dreamdpo import dreamdpo
 from rl3d.text_to_3d.dreamreward import dreamreward
@@ -109,7 +110,7 @@ def _check_reward(reward: Any, method: str, prior: Prior, differentiable: bool) 
             f"reward {reward.name!r} needs {reward.views} views an asset, the prior {prior.name} shows "
             f"{prior.n_views}; choose another reward or prior"
         )
-    if isinstance(reward, GeometricReward) and method != "dreamcs":
+    if isinstance(reward, GeometricReward | RewardCS) and method != "dreamcs":
         raise InputError(
             f"reward {reward.name!r} looks at {' and '.join(reward.needs)}, method {method} shows images alone; take "
             "--method dreamcs, or another reward"
@@ -123,8 +124,10 @@ def check_prompt(guide: Guide, prior: Prior, prompt: PromptEmbedding) -> None:
     """Ask an embedded reward about blank views, so that a prompt that it cannot judge is refused before any work.
 
     Raises:
-        InputError: the judge knows no word of the prompt.
+        InputError: it knows no word of the prompt.
     """
+    if isinstance(guide.reward, RewardCS):
+        guide.reward.word_ids(prompt.prompts[:1])
     if not isinstance(guide.reward, JudgeReward | Reward3D):  # a user's own may want a mesh, or a fee
         return
     cameras = prior.cameras(0.0, 0.0)

@@ -60,12 +60,17 @@ def reward_input(
     )
 
 
-def mesh_input(mesh: Mesh, cameras: Cameras, prompts: list[str]) -> RewardInput:
+def mesh_input(mesh: Mesh, cameras: Cameras, prompts: list[str], pictures: bool = True) -> RewardInput:
     """One mesh, and its renders over white with normals and depths, as a reward sees them; differentiable to both.
 
     Args:
         cameras: V. prompts: one.
+        pictures: False renders nothing, for a reward of the mesh alone: the images are a pixel of background each.
     """
+    if not pictures:
+        images = mesh.vertices.new_full((1, len(cameras), 3, 1, 1), BACKGROUND)
+        alphas = torch.zeros_like(images[:, :, :1])
+        return RewardInput(images, alphas, cameras, prompts, mesh=[mesh], background=BACKGROUND)
     frames = render(mesh, cameras, background=BACKGROUND, normals=True)
     assert frames.normal is not None  # asked for
     return RewardInput(

@@ -22,6 +22,7 @@ from rl3d.render.frames import Frames
 from rl3d.rewards.embedded import load
 from rl3d.rewards.geometry import GeometricReward
 from rl3d.rewards.protocol import Reward, RewardInput, check_scores
+from rl3d.rewards.reward_cs import RewardCS
 from rl3d.rewards.tidy import TIDY
 from rl3d.text_to_3d import looks
 from rl3d.text_to_3d.alarms import (
@@ -44,7 +45,8 @@ from rl3d.text_to_3d.pictures import BACKGROUND, mesh_input
 from rl3d.text_to_3d.scene import SceneState, finished, load_scene
 
 ROWS, UNIT, ALLOWED = "guard.rows", "guard.unit", "guard.allowed"  # in the guide's memory
-EMBEDDED = ("judge", "reward3d")  # in the order in which "auto" takes them
+EMBEDDED = ("judge", "reward3d", "rewardcs-mini")  # in the order in which "auto" takes them
+OF_MESHES = GeometricReward | RewardCS
 
 
 def contains(optimised: Reward, guard: Reward) -> bool:
@@ -83,25 +85,33 @@ def guard_for(options: GenerateOptions, prior: Prior, prompt: str, guide: Guide,
                 f"guard.reward {named!r} is what is optimised ({reward.name}); a guard that rises with the "
                 "reward sees no hack; name another one, or leave it auto"
             )
-        if isinstance(guard, GeometricReward) and options.method.scene != "sdf":
+        if isinstance(guard, OF_MESHES) and options.method.scene != "sdf":
             raise ConfigError(
                 f"guard.reward {named!r} looks at {' and '.join(guard.needs)}; set method.scene=sdf, or name "
                 "a reward of images"
             )
-        if not isinstance(guard, GeometricReward):
-            _score(guard, [_blank(prior, guard, prompt)])
+        _try_prompt(guard, prior, prompt)
         return Chosen(guard, "as asked")
     for name in EMBEDDED:
         try:
             guard = load(name, device)
-            if reward is None or not contains(reward, guard):
-                _score(guard, [_blank(prior, guard, prompt)])
+            fits = options.method.scene == "sdf" or not isinstance(guard, OF_MESHES)
+            if fits and (reward is None or not contains(reward, guard)):
+                _try_prompt(guard, prior, prompt)
                 return Chosen(guard, "an embedded reward that is not optimised")
         except (AssetError, InputError):  # it does not ship, or knows no word of the prompt
             continue
     return Chosen(
         TIDY, "a formula without weights: no embedded reward is left that is not optimised and knows the prompt"
     )
+
+
+def _try_prompt(guard: Reward, prior: Prior, prompt: str) -> None:
+    """Raises what the guard says of a prompt that it cannot judge."""
+    if isinstance(guard, RewardCS):
+        guard.word_ids([prompt])
+    elif not isinstance(guard, GeometricReward):
+        _score(guard, [_blank(prior, guard, prompt)])
 
 
 @torch.no_grad()
@@ -285,7 +295,7 @@ class Watch:
         views, method = reward.views or looks.VIEWS, self.guide.options
         cameras = looks.ring(self.prior, views)
         groups = [cameras[:views], cameras[views:]]
-        if method.name == "dreamcs" or isinstance(reward, GeometricReward):
+        if method.name == "dreamcs" or isinstance(reward, OF_MESHES):
             mesh = state.mesh(method.dreamcs.resolution)  # type: ignore[attr-defined]  # an sdf scene has one
             return [mesh_input(mesh, group, [self.prompt]) for group in groups]
         if views != looks.VIEWS:

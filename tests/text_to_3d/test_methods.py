@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_mixtures import scored_by, seeded
-from tiny_world import random_prior
+from tiny_world import random_prior, random_rewardcs
 
 from rl3d.config import preset_names, preset_path, resolve
 from rl3d.errors import ConfigError, InputError
@@ -207,6 +207,16 @@ def test_rewards_are_checked_before_a_run(prior: EmbeddedPrior) -> None:
         guide_for(replace(dpo, reward=RewardOptions(name="jugde")), prior)
     with pytest.raises(ConfigError, match="method mvdream uses no reward; choose one of dreamreward, dreamdpo"):
         guide_for(MethodOptions(), prior, scored_by(redness))
+
+
+def test_a_reward_of_meshes_is_for_dreamcs_and_asked_about_the_prompt(prior: EmbeddedPrior) -> None:
+    reward = random_rewardcs()
+    with pytest.raises(InputError, match="'rewardcs-mini' looks at mesh, method dreamreward shows images alone"):
+        guide_for(MethodOptions(name="dreamreward"), prior, reward)
+    guide = guide_for(MethodOptions(name="dreamcs", scene="sdf"), prior, reward)
+    check_prompt(guide, prior, prior.encode_prompt("a red box"))
+    with pytest.raises(InputError, match="'rewardcs-mini' knows no word of 'red blue'"):  # a shape has no colour
+        check_prompt(guide, prior, prior.encode_prompt("red blue"))
 
 
 def test_a_prompt_that_the_judge_cannot_judge_is_refused(prior: EmbeddedPrior) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_mixtures import scored_by, seeded
-from tiny_world import random_prior
+from tiny_world import random_prior, random_rewardcs
 
 from rl3d.cameras import Cameras
 from rl3d.errors import AssetError, ConfigError, InputError
@@ -114,6 +114,24 @@ def test_geometric_rewards_reach_the_surface(name: str, ball: SplatState, prior:
     assert isinstance(state, VoxelState)
     rows = steps(state, guide_for(options, prior), prior, 2)
     assert all(row["balance"] > 0 and math.isfinite(row["balance"]) and "reward" in row for row in rows)
+
+
+def test_rewardcs_reaches_the_surface_and_nothing_is_rendered_for_it(
+    ball: SplatState, prior: EmbeddedPrior, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise AssertionError("it looks at no picture")
+
+    monkeypatch.setattr("rl3d.text_to_3d.dreamcs.render", refuse)
+    found = []
+    for sign in (1, -1):  # the same seeds with the opposite reward
+        state, reward = begin_scene(ball, method(), RATES), random_rewardcs()
+        assert isinstance(state, VoxelState)
+        reward.model.score.weight.mul_(sign)
+        rows = steps(state, guide_for(method(), prior, reward), prior, 2)
+        assert all(row["balance"] > 0 and "reward" in row for row in rows)
+        found.append(state.tensors["values"].detach())
+    assert not torch.equal(*found)
 
 
 @pytest.mark.parametrize("scene", ["sdf", "field"])
