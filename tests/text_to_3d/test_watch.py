@@ -312,3 +312,13 @@ def test_borders_and_opposite_views_by_hand() -> None:
     red = torch.tensor([1.0, 0, 0])[None, :, None, None].expand(1, 3, 4, 4)
     half = Frames(0.5 * red, torch.full((1, 1, 4, 4), 0.5), torch.zeros(1, 1, 4, 4))
     assert looks.mean_colour(half) == pytest.approx((0.628, 0.225, 0.126), abs=1e-3)  # sRGB red in OKLab
+
+
+def test_a_surface_whose_judge_is_optimised_is_guarded_by_the_reward_of_meshes(prior: EmbeddedPrior) -> None:
+    options = replace(TINY, method=MethodOptions(name="dreamcs", scene="sdf", voxels=16))
+    guide = guide_for(options.method, prior)
+    chosen = guard_for(options, prior, "a red barrel", guide, "cpu")
+    assert chosen is not None and chosen.reward.name == "rewardcs-mini"
+    splats = replace(TINY, method=MethodOptions(name="dreamdpo"))
+    chosen = guard_for(splats, prior, "a red barrel", guide_for(splats.method, prior), "cpu")
+    assert chosen is not None and chosen.reward.name == "tidy views"  # nobody sees a mesh there
