@@ -23,7 +23,8 @@ body { font: 15px/1.45 system-ui, sans-serif; color: #222; max-width: 60rem; mar
 h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.1rem; margin-top: 2rem }
 table { border-collapse: collapse } td, th { padding: .15rem 1.2rem .15rem 0; text-align: left; vertical-align: top }
 th { font-weight: 600; color: #555 } img { max-width: 100%; background: #eee; border-radius: 4px }
-.alarm { color: #c0182b } .quiet { color: #666 } figure { display: inline-block; margin: .4rem 1rem .4rem 0 }
+.alarm { color: #c0182b } .quiet { color: #666 } svg { max-width: 100%; height: auto }
+figure { display: inline-block; width: 27rem; vertical-align: top; margin: .4rem 1rem .4rem 0 }
 figcaption { font-size: .85rem; color: #444 } pre { background: #f5f5f5; padding: .8rem; overflow-x: auto }
 svg text { font: 11px system-ui, sans-serif; fill: #555 }
 """
