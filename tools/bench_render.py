@@ -404,6 +404,18 @@ def first_call_table(rows: list[dict[str, Any]]) -> str:
     )
 
 
+NOTES = """## How to read it
+
+- PyTorch3D is built from source for the CPU, where its rasterizer tests every face at every pixel; so does this
+  project's torch twin, which is there to be right and not to be fast. Both grow with faces times pixels. Soft is what
+  gives PyTorch3D gradients through silhouettes; hard has none, and is the fair peer of a forward pass alone.
+- Mitsuba traces rays through a tree, so many faces cost it little: its forward pass comes near at 200,000 faces. Its
+  picture takes 4 samples a pixel, ours one and blended edges.
+- Silhouette gradients: on the scene of `tests/render/test_against_pytorch3d.py`, against finite differences of the
+  covered area, `rl3d cpu` has a cosine of 0.9996 and 0.975 of the length; SoftRas 0.995 and 1.006 at its best sigma.
+- Memory is what the calls added to a process that holds the scene already."""
+
+
 def page(
     rows: list[dict[str, Any]], missing: dict[str, str], made: dict[str, Any], firsts: list[dict[str, Any]]
 ) -> str:
@@ -417,6 +429,7 @@ def page(
             " other; in brackets the ratio to `rl3d cpu` in the same cell. Meshes: a bumpy sphere with vertex colours,"
             " gradients to colours and vertices through silhouettes (PyTorch3D hard: without). Gaussians: a ball.",
             tables(rows),
+            NOTES,
             first_call_table(firsts) if firsts else "",
             f"## Not measured here\n\n{absent}" if absent else "",
             f"## What produced it\n\n    {made['command']}\n\n- machine: {machine['cpu']}, {machine['cpus']} CPUs,"
@@ -448,7 +461,8 @@ def main() -> None:
     missing = {peer: why for peer in args.peers if (why := available(peer))}
     keys = tuple(asdict(Cell("", "", 0, 0, 0)))
     have = {tuple(r[k] for k in keys) for r in rows}
-    made = {"command": "python tools/bench_render.py" + (" --quick" if args.quick else ""), "load": load}
+    limit = f" --limit {args.limit:g}" if args.limit != parser.get_default("limit") else ""
+    made = {"command": "python tools/bench_render.py" + (" --quick" if args.quick else "") + limit, "load": load}
 
     def save() -> None:
         facts = {"missing": missing, "made": {**made, "environment": environment()}}
