@@ -72,8 +72,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; never raises, never exits the process. Returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("RL3D_DEBUG", "0") not in ("", "0")
-    # Spinning OpenMP workers starve whatever shares the machine; read once, when torch loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read once, when torch loads. OpenMP's workers spin while they wait for each other: for as long as is usual, they
+    # starve whatever shares the machine (two runs on two cores: 50 times as slow); not at all, a run alone on two cores
+    # is as slow as on one. This is some tens of microseconds.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+        os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     try:
         with _sigterm_raises():
             code = _run(arguments)

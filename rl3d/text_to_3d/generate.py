@@ -85,7 +85,7 @@ def generate(
 
     Args:
         prompt: what to make.
-        options: every stage's options; the defaults take about half a minute on 2 CPU cores.
+        options: every stage's options; the defaults take about 40 seconds on 2 CPU cores.
         prior: None for the embedded model, a path or hub id (see `rl3d.priors.load`), or a prior object.
         reward: for a method that uses one; None takes the embedded reward that the options name.
         resume: go on with the unfinished run in `out`; the result is the one an uninterrupted run would have given.

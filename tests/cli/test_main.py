@@ -190,8 +190,11 @@ sys.exit(main(["doctor"]))
 
 def test_openmp_waits_passively_unless_told_otherwise(rl3d: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     rl3d("--version")
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert 0 < int(os.environ["GOMP_SPINCOUNT"]) < 100_000  # not at all halves the speed of a run alone
+    monkeypatch.delenv("GOMP_SPINCOUNT")
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     rl3d("--version")
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE" and "GOMP_SPINCOUNT" not in os.environ
