@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from ship_model import averaged_weights
 
 from rl3d.files import atomic_path
 from rl3d.priors.embedded import EmbeddedPrior, Vocabulary, new_scheduler
@@ -39,8 +39,7 @@ def prior_of_run(run: Path, device: str = "cpu") -> EmbeddedPrior:
     """The prior with a run's averaged weights."""
     state = json.loads((run / "state.json").read_text())
     model = MultiViewTransformer(**{k: v for k, v in state["model"].items() if not k.startswith("_")})
-    tensors = load_file(run / "checkpoint.safetensors")
-    model.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
+    model.load_state_dict(averaged_weights(run))
     return EmbeddedPrior(model, Vocabulary(state["vocabulary"]), new_scheduler(), run.name, torch.device(device))
 
 

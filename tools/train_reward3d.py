@@ -32,16 +32,15 @@ from accelerate.utils import broadcast
 from reward3d_candidates import make_candidates
 from reward3d_card import evaluate, model_card, standardise
 from reward3d_pairs import CANDIDATE_FORMS, MAKERS, Candidates, draw_real, known_order, visible
-from safetensors.torch import load_file
+from ship_model import averaged_weights, ship
 from torch import Tensor
 from torch.nn import functional as F
 from train_judge import AUGMENT, augment
 from train_prior import Ema, restore, save
 
-from rl3d.assets import record_model
 from rl3d.data.asset_set import read_records
 from rl3d.data.batches import ViewBatches, word_ids
-from rl3d.files import atomic_write_text, write_json
+from rl3d.files import write_json
 from rl3d.priors.embedded import load_embedded
 from rl3d.rewards.judges import load_judge
 from rl3d.rewards.reward3d import Reward3D, Reward3DConfig, Reward3DModel, load_reward3d, save_reward3d
@@ -237,8 +236,7 @@ def finish(args: argparse.Namespace, device: torch.device) -> None:
     records = read_records(args.data)
     facts = json.loads((args.out / "state.json").read_text())
     model, words = new_model(args.judge, facts["sizes"])
-    tensors = load_file(args.out / "checkpoint.safetensors")
-    model.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
+    model.load_state_dict(averaged_weights(args.out))
     rough = Reward3D(model.to(device).eval().requires_grad_(False), words, 0.0, 1.0)
     sources = {split: ViewBatches(args.cache, records, split, 0.0) for split in ("train", "val")}
     for source in sources.values():
@@ -259,11 +257,8 @@ def finish(args: argparse.Namespace, device: torch.device) -> None:
         save_reward3d(reward, args.assets)
         command = "python tools/train_reward3d.py DATA CACHE --out RUN --minutes MINUTES"
         size = sum(p.numel() for p in reward.model.parameters())
-        atomic_write_text(args.assets / "README.md", model_card(row, command, size))
-        write_json(args.assets / "evaluation.json", row)
-        licence = "Apache-2.0 (weights), CC0-1.0 (data)"
         what = "Reward3D-mini: ranks views of assets against a prompt and each other"
-        record_model(args.assets.name, description=what, licence=licence, root=args.assets.parent)
+        ship(args.assets, what, model_card(row, command, size), row)
 
 
 def main() -> None:

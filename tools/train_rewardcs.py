@@ -30,15 +30,14 @@ import torch
 from rewardcs_bank import Bank, varied
 from rewardcs_card import evaluate, model_card
 from rewardcs_shapes import Shapes
-from safetensors.torch import load_file
+from ship_model import averaged_weights, ship
 from torch import Tensor
 from train_prior import Ema, restore, save
 
-from rl3d.assets import record_model
 from rl3d.data.batches import word_ids
 from rl3d.data.captions import AssetRecord, augment_caption, build_vocabulary
 from rl3d.data.colours import WORDS as COLOURS
-from rl3d.files import atomic_write_text, write_json
+from rl3d.files import write_json
 from rl3d.rewards.reward_cs import RewardCS, RewardCSConfig, RewardCSModel, load_rewardcs, rewardcs_loss, save_rewardcs
 
 
@@ -164,8 +163,7 @@ def finish(args: argparse.Namespace) -> None:
     words = vocabulary_of(shapes.records)
     facts = json.loads((args.out / "state.json").read_text())
     model = RewardCSModel(RewardCSConfig(len(words), **facts["sizes"]))
-    tensors = load_file(args.out / "checkpoint.safetensors")
-    model.load_state_dict({k[4:]: v for k, v in tensors.items() if k.startswith("ema.")})
+    model.load_state_dict(averaged_weights(args.out))
     save_rewardcs(RewardCS(model.eval().requires_grad_(False), words), args.out / "rewardcs")
     reward = load_rewardcs(folder=args.out / "rewardcs")
     row: dict = {"training": {k: facts[k] for k in ("step", "shapes", "seconds")}}
@@ -176,11 +174,8 @@ def finish(args: argparse.Namespace) -> None:
         save_rewardcs(reward, args.assets)
         command = "python tools/train_rewardcs.py DATA CACHE --out RUN --minutes MINUTES"
         size = sum(p.numel() for p in model.parameters())
-        atomic_write_text(args.assets / "README.md", model_card(row, command, size))
-        write_json(args.assets / "evaluation.json", row)
-        licence = "Apache-2.0 (weights), CC0-1.0 (data)"
         what = "RewardCS-mini: scores the shape of a mesh against a prompt"
-        record_model(args.assets.name, description=what, licence=licence, root=args.assets.parent)
+        ship(args.assets, what, model_card(row, command, size), row)
 
 
 def main() -> None:
