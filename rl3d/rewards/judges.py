@@ -13,19 +13,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rl3d.assets import model_folder
 from rl3d.data.captions import MAX_WORDS, split_words
 from rl3d.data.colours import WORDS as COLOURS
-from rl3d.errors import AssetError, InputError, nearest
-from rl3d.files import atomic_path, write_json
+from rl3d.errors import InputError, nearest
+from rl3d.rewards.model_files import read_model, readable, write_model
 
 Which = Literal["reward", "gold"]
 KINDS = ("reward", "gold")
@@ -323,12 +321,9 @@ def save_judge(judge: Judge, folder: str | Path, dtype: torch.dtype = torch.floa
     A `janus.json` there was measured on other weights and is removed; tools/measure_janus.py makes it anew.
     """
     folder = Path(folder)
-    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in judge.model.state_dict().items()}
-    with atomic_path(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary)
     (folder / JANUS).unlink(missing_ok=True)
-    write_json(folder / "config.json", {**asdict(judge.model.config), "distractors": list(judge.distractors)})
-    write_json(folder / "vocabulary.json", sorted(judge.words, key=judge.words.__getitem__))
+    config = {**asdict(judge.model.config), "distractors": list(judge.distractors)}
+    write_model(folder, judge.model, config, judge.words, dtype)
 
 
 def load_judge(which: Which, device: torch.device | str = "cpu", folder: str | Path | None = None) -> Judge:
@@ -340,23 +335,17 @@ def load_judge(which: Which, device: torch.device | str = "cpu", folder: str | P
     if which not in KINDS:
         raise InputError(f"which must be one of {', '.join(KINDS)}, got {which!r}")
     folder = Path(folder) if folder is not None else model_folder(f"judge_{which}")
-    try:
-        raw: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        words = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+    with readable(f"the {which} judge in {folder}"):
+        raw, words, tensors = read_model(folder)
         distractors = tuple(raw.pop("distractors"))
         raw.pop("sided", None)  # what `janus.json` replaced; older files still have it
         config = JudgeConfig(**{**raw, "channels": tuple(raw["channels"])})
-        tensors = load_file(folder / "model.safetensors")
         if config.kind != which or config.vocabulary != len(words):
             raise ValueError(f"it holds a {config.kind} judge of {config.vocabulary} words, found {len(words)} words")
         model = build_model(config)
-        model.load_state_dict({k: v.float() for k, v in tensors.items()})
+        model.load_state_dict(tensors)
         fronts = _fronts(folder / JANUS) if which == "gold" else {}
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AssetError(f"the {which} judge in {folder} cannot be loaded ({reason}); reinstall rl3d") from error
-    model = model.to(device).eval().requires_grad_(False)
-    return Judge(which, model, {w: i for i, w in enumerate(words)}, distractors, fronts)
+    return Judge(which, model.to(device).eval().requires_grad_(False), words, distractors, fronts)
 
 
 def _fronts(path: Path) -> dict[str, float]:

@@ -14,21 +14,18 @@ ranking loss never compared them.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from rl3d.assets import model_folder
 from rl3d.cameras import Cameras
-from rl3d.errors import AssetError, InputError
-from rl3d.files import atomic_path, write_json
+from rl3d.errors import InputError
 from rl3d.rewards.judges import Block, Judge, JudgeConfig, RewardJudge
+from rl3d.rewards.model_files import read_model, readable, write_model
 from rl3d.rewards.protocol import RewardInput, check_scores
 
 LIMIT = 20.0  # nearly linear where real renders lie (a score of 4 loses 1.3 %), bounded for what no one has seen
@@ -173,12 +170,8 @@ class Reward3D:
 
 def save_reward3d(reward: Reward3D, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write `model.safetensors`, `config.json` and `vocabulary.json` into a folder, each atomically."""
-    folder = Path(folder)
-    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in reward.model.state_dict().items()}
-    with atomic_path(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary)
-    write_json(folder / "config.json", {**asdict(reward.model.config), "mean": reward.mean, "std": reward.std})
-    write_json(folder / "vocabulary.json", sorted(reward.words, key=reward.words.__getitem__))
+    config = {**asdict(reward.model.config), "mean": reward.mean, "std": reward.std}
+    write_model(Path(folder), reward.model, config, reward.words, dtype)
 
 
 def load_reward3d(device: torch.device | str = "cpu", folder: str | Path | None = None) -> Reward3D:
@@ -188,18 +181,13 @@ def load_reward3d(device: torch.device | str = "cpu", folder: str | Path | None 
         AssetError: it is not embedded, or files are missing, truncated or of something else.
     """
     folder = Path(folder) if folder is not None else model_folder("reward3d")
-    try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        words = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+    with readable(f"the reward3d in {folder}"):
+        raw, words, tensors = read_model(folder)
         mean, std = float(raw.pop("mean")), float(raw.pop("std"))
         judge = raw.pop("judge")
         config = Reward3DConfig(JudgeConfig(**{**judge, "channels": tuple(judge["channels"])}), **raw)
         if config.judge.vocabulary != len(words) or not (math.isfinite(mean) and 0 < std < math.inf):
             raise ValueError(f"{len(words)} words, mean {mean} or std {std} do not fit it")
         model = Reward3DModel(config)
-        model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AssetError(f"the reward3d in {folder} cannot be loaded ({reason}); reinstall rl3d") from error
-    model = model.to(device).eval().requires_grad_(False)
-    return Reward3D(model, {w: i for i, w in enumerate(words)}, mean, std)
+        model.load_state_dict(tensors)
+    return Reward3D(model.to(device).eval().requires_grad_(False), words, mean, std)

@@ -29,23 +29,20 @@ the origin, +Y up, front to +Z, radius about 0.6): size and place count.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rl3d.assets import model_folder
 from rl3d.data.captions import MAX_WORDS
-from rl3d.errors import AssetError, InputError
-from rl3d.files import atomic_path, write_json
+from rl3d.errors import InputError
 from rl3d.rewards.divergence import cauchy_schwarz_divergence
 from rl3d.rewards.judges import Block, known_words
+from rl3d.rewards.model_files import read_model, readable, write_model
 from rl3d.rewards.protocol import RewardInput, check_scores
 from rl3d.scenes.mesh import Mesh
 
@@ -249,12 +246,7 @@ class RewardCS:
 
 def save_rewardcs(reward: RewardCS, folder: str | Path, dtype: torch.dtype = torch.float16) -> None:
     """Write `model.safetensors`, `config.json` and `vocabulary.json` into a folder, each atomically."""
-    folder = Path(folder)
-    tensors = {k: v.detach().to("cpu", dtype).contiguous() for k, v in reward.model.state_dict().items()}
-    with atomic_path(folder / "model.safetensors") as temporary:
-        save_file(tensors, temporary)
-    write_json(folder / "config.json", asdict(reward.model.config))
-    write_json(folder / "vocabulary.json", sorted(reward.words, key=reward.words.__getitem__))
+    write_model(Path(folder), reward.model, asdict(reward.model.config), reward.words, dtype)
 
 
 def load_rewardcs(device: torch.device | str = "cpu", folder: str | Path | None = None) -> RewardCS:
@@ -264,14 +256,11 @@ def load_rewardcs(device: torch.device | str = "cpu", folder: str | Path | None 
         AssetError: it is not embedded, or files are missing, truncated or of something else.
     """
     folder = Path(folder) if folder is not None else model_folder("rewardcs")
-    try:
-        config = RewardCSConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8")))
-        words = json.loads((folder / "vocabulary.json").read_text(encoding="utf-8"))
+    with readable(f"the rewardcs in {folder}"):
+        raw, words, tensors = read_model(folder)
+        config = RewardCSConfig(**raw)
         if config.vocabulary != len(words):
             raise ValueError(f"{len(words)} words do not fit it")
         model = RewardCSModel(config)
-        model.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise AssetError(f"the rewardcs in {folder} cannot be loaded ({reason}); reinstall rl3d") from error
-    return RewardCS(model.to(device).eval().requires_grad_(False), {w: i for i, w in enumerate(words)})
+        model.load_state_dict(tensors)
+    return RewardCS(model.to(device).eval().requires_grad_(False), words)
