@@ -44,11 +44,12 @@ def recorded_calibration(reward: Reward, path: Path = CALIBRATIONS) -> dict[str,
     Raises:
         AssetError: the file cannot be read.
     """
-    if not weights_digest(reward) and REWARDS.get(reward.name) is not reward:
+    weights = weights_digest(reward)
+    if not weights and REWARDS.get(reward.name) is not reward:
         return None
     try:
         entry = json.loads(path.read_text(encoding="utf-8")).get(reward.name) if path.exists() else None
-        return entry if entry is not None and entry["weights"] == weights_digest(reward) else None
+        return entry if entry is not None and entry["weights"] == weights else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AssetError(f"{path} cannot be read ({type(error).__name__}: {error}); reinstall rl3d") from error
 

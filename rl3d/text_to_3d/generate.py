@@ -242,7 +242,8 @@ def _distill(
         run.rewind(rows, state.step or -1)
     with run.stage("distill"), progress.stage("distill", o.steps, done=state.step) as stage:
         watch.look(state)
-        while state.step < o.steps and not watch.stopped:
+        stopped = watch.stopped
+        while state.step < o.steps and not stopped:
             generator = generator_for(seed, 4, state.step)
             numbers = distill_step(state, prior, prompt, anchor, o, generator, guide)
             if not math.isfinite(numbers["distance"]):
@@ -252,7 +253,8 @@ def _distill(
             run.log("distill", state.step, **numbers)
             stage.at(state.step, **numbers)
             watch.look(state)
-            if state.step % o.save_every == 0 or state.step == o.steps or watch.stopped:
+            stopped = watch.stopped
+            if state.step % o.save_every == 0 or state.step == o.steps or stopped:
                 state.save(file, guide.memory)
     return watch.keep(state, distill_rates(o), place)
 

@@ -45,7 +45,8 @@ from rl3d.text_to_3d.pictures import BACKGROUND, mesh_input
 from rl3d.text_to_3d.scene import SceneState, finished, load_scene
 
 ROWS, UNIT, ALLOWED = "guard.rows", "guard.unit", "guard.allowed"  # in the guide's memory
-EMBEDDED = ("judge", "reward3d", "rewardcs-mini")  # in the order in which "auto" takes them
+EMBEDDED = ("judge", "reward3d")  # in the order in which "auto" takes them
+WITH_A_MESH = (*EMBEDDED, "rewardcs-mini")  # where the scene has one
 OF_MESHES = GeometricReward | RewardCS
 
 
@@ -92,11 +93,10 @@ def guard_for(options: GenerateOptions, prior: Prior, prompt: str, guide: Guide,
             )
         _try_prompt(guard, prior, prompt)
         return Chosen(guard, "as asked")
-    for name in EMBEDDED:
+    for name in WITH_A_MESH if options.method.scene == "sdf" else EMBEDDED:
         try:
             guard = load(name, device)
-            fits = options.method.scene == "sdf" or not isinstance(guard, OF_MESHES)
-            if fits and (reward is None or not contains(reward, guard)):
+            if reward is None or not contains(reward, guard):
                 _try_prompt(guard, prior, prompt)
                 return Chosen(guard, "an embedded reward that is not optimised")
         except (AssetError, InputError):  # it does not ship, or knows no word of the prompt

@@ -80,29 +80,6 @@ def from_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def to_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The way back: transformers' CLIP tensors under open_clip's names."""
-    outside = {new: old for old, new in OUTSIDE.items()}
-    transposed = {new: old for old, new in TRANSPOSED.items()}
-    in_block = {new: old for old, new in IN_BLOCK.items()}
-    renamed: dict[str, Tensor] = {}
-    for key, value in weights.items():
-        block = re.fullmatch(r"(vision|text)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", key)
-        if key in transposed:
-            renamed[transposed[key]] = value.T.contiguous()
-        elif block is None:
-            renamed[outside.get(key, key)] = value
-        else:
-            tower, number, part, kind = block.groups()
-            prefix = f"{'visual.' if tower == 'vision' else ''}transformer.resblocks.{number}."
-            if part == "self_attn.q_proj":
-                thirds = [weights[key.replace("q_proj", f"{name}_proj")] for name in "qkv"]
-                renamed[f"{prefix}attn.in_proj_{kind}"] = torch.cat(thirds)
-            elif part not in ("self_attn.k_proj", "self_attn.v_proj"):
-                renamed[f"{prefix}{in_block.get(part, part)}.{kind}"] = value
-    return renamed
-
-
 def load_hpsv2(
     folder: Path, device: torch.device, dtype: torch.dtype | None = None, *, pool: Pool = "mean", chunk: int = 8
 ) -> ViewReward:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from rl3d.errors import AssetError
 from rl3d.rewards import RewardInput, load
-from rl3d.rewards.hub.hpsv2 import VIT_H_14, clip_config, from_open_clip, to_open_clip
+from rl3d.rewards.hub.hpsv2 import IN_BLOCK, OUTSIDE, TRANSPOSED, VIT_H_14, clip_config, from_open_clip
 from rl3d.rewards.hub.views import CLIP_MEAN, CLIP_STD, Preparation
 
 Views = Callable[..., RewardInput]
@@ -25,6 +26,29 @@ MODEL = {
     "vision_cfg": {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
     "text_cfg": {"context_length": 24, "width": 32, "heads": HEADS, "layers": 2},
 }
+
+
+def to_open_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The way back of `from_open_clip`: transformers' CLIP tensors under open_clip's names."""
+    outside = {new: old for old, new in OUTSIDE.items()}
+    transposed = {new: old for old, new in TRANSPOSED.items()}
+    in_block = {new: old for old, new in IN_BLOCK.items()}
+    renamed: dict[str, Tensor] = {}
+    for key, value in weights.items():
+        block = re.fullmatch(r"(vision|text)_model\.encoder\.layers\.(\d+)\.(.+)\.(weight|bias)", key)
+        if key in transposed:
+            renamed[transposed[key]] = value.T.contiguous()
+        elif block is None:
+            renamed[outside.get(key, key)] = value
+        else:
+            tower, number, part, kind = block.groups()
+            prefix = f"{'visual.' if tower == 'vision' else ''}transformer.resblocks.{number}."
+            if part == "self_attn.q_proj":
+                thirds = [weights[key.replace("q_proj", f"{name}_proj")] for name in "qkv"]
+                renamed[f"{prefix}attn.in_proj_{kind}"] = torch.cat(thirds)
+            elif part not in ("self_attn.k_proj", "self_attn.v_proj"):
+                renamed[f"{prefix}{in_block.get(part, part)}.{kind}"] = value
+    return renamed
 
 
 @pytest.fixture(scope="module")
