@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -111,3 +116,20 @@ def test_the_same_inputs_give_the_same_bits(kernels: Callable[[int], list[Tensor
                         assert torch.equal(a, b), f"output {i} on {threads} threads, {4 * words} bytes off"
     finally:
         numba.set_num_threads(before)
+
+
+def test_kernels_compiled_here_and_kernels_found_on_disk_give_the_same_bits(tmp_path: Path) -> None:
+    """A callee that is not inlined is compiled twice, by itself and inside its caller; which of the two copies runs
+    depends on whether this process compiled it. With reassociated sums the two differ."""
+    environment = dict(os.environ, NUMBA_CACHE_DIR=str(tmp_path), NUMBA_NUM_THREADS="1", OMP_NUM_THREADS="1")
+    code = "import test_determinism as t; print(t.digest(t.splats(0)))"
+    run = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); {code}"]
+    compiled, found = (
+        subprocess.run(run, env=environment, capture_output=True, text=True, check=True).stdout for _ in range(2)
+    )
+    assert len(compiled) > 60 and list(tmp_path.rglob("*.nbc"))
+    assert compiled == found
+
+
+def digest(tensors: list[Tensor]) -> str:
+    return hashlib.sha256(b"".join(t.detach().numpy().tobytes() for t in tensors)).hexdigest()

@@ -20,7 +20,9 @@ from rl3d.render import gaussians_torch as reference
 from rl3d.render.gaussians_cpu_projection import TILE
 
 PIXELS = TILE * TILE
-# Reordering sums is safe: they are not compensated. NaN and infinity keep their meaning.
+# Reordering sums is safe: they are not compensated. NaN and infinity keep their meaning. Callees with these flags are
+# force-inlined: a second copy of one, optimised by itself, would run where it was compiled, and sum in another order than
+# the copy that the caller keeps on disk.
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 _ALPHA_MAX = np.float32(reference.ALPHA_MAX)
@@ -74,7 +76,7 @@ def _open_tile(ws, x0, y0, height, width):  # type: ignore[no-untyped-def]
     return outside
 
 
-@numba.njit(fastmath=FAST, nogil=True, error_model="numpy")
+@numba.njit(fastmath=FAST, nogil=True, error_model="numpy", forceinline=True)
 def _forward_tile(ws, x0, y0, closed, projected, colours, group, entries, entry_gaussian):  # type: ignore[no-untyped-def]
     """Composite a tile's entries into the workspace's R, G, B, Z, A. A negative transmittance marks a closed pixel."""
     for k in range(3 * PIXELS, 8 * PIXELS):
@@ -105,7 +107,7 @@ def _forward_tile(ws, x0, y0, closed, projected, colours, group, entries, entry_
             break
 
 
-@numba.njit(fastmath=FAST, nogil=True, error_model="numpy")
+@numba.njit(fastmath=FAST, nogil=True, error_model="numpy", forceinline=True)
 def _backward_tile(ws, x0, y0, closed, projected, colours, group, entries, entry_gaussian, gradients, colour_gradients):  # type: ignore[no-untyped-def]
     """Replay a tile front to back with cotangents in R, G, B, Z, A and their remaining sum (of weight * value) in Q.
 
