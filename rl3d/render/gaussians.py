@@ -49,9 +49,8 @@ class _SplatCPU(torch.autograd.Function):
         images = gaussians_cpu.forward(
             plan.projected,
             tint,
-            plan.entry_gaussian,
             plan.tile_offset,
-            plan.tile_entry,
+            plan.tile_gaussian,
             height,
             width,
             get_num_threads(),
@@ -71,8 +70,8 @@ class _SplatCPU(torch.autograd.Function):
         entry_gradients, colour_gradients = gaussians_cpu.backward(
             plan.projected,
             colours,
-            plan.entry_gaussian,
             plan.tile_offset,
+            plan.tile_gaussian,
             plan.tile_entry,
             *(t.numpy() for t in (rgb, alpha, depth)),
             *(t.contiguous().numpy() for t in cotangents),

@@ -77,12 +77,12 @@ def _open_tile(ws, x0, y0, height, width):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(fastmath=FAST, nogil=True, error_model="numpy", forceinline=True)
-def _forward_tile(ws, x0, y0, closed, projected, colours, group, entries, entry_gaussian):  # type: ignore[no-untyped-def]
+def _forward_tile(ws, x0, y0, closed, projected, colours, group, gaussians):  # type: ignore[no-untyped-def]
     """Composite a tile's entries into the workspace's R, G, B, Z, A. A negative transmittance marks a closed pixel."""
     for k in range(3 * PIXELS, 8 * PIXELS):
         ws[k] = _ZERO
-    for j in range(entries.shape[0]):
-        g = entry_gaussian[entries[j]]
+    for j in range(gaussians.shape[0]):
+        g = gaussians[j]
         p = projected[g]
         mx, my, a, b, c, opacity, z = p[0], p[1], p[2], p[3], p[4], p[5], p[6]
         red, green, blue = colours[g, 3 * group], colours[g, 3 * group + 1], colours[g, 3 * group + 2]
@@ -108,7 +108,7 @@ def _forward_tile(ws, x0, y0, closed, projected, colours, group, entries, entry_
 
 
 @numba.njit(fastmath=FAST, nogil=True, error_model="numpy", forceinline=True)
-def _backward_tile(ws, x0, y0, closed, projected, colours, group, entries, entry_gaussian, gradients, colour_gradients):  # type: ignore[no-untyped-def]
+def _backward_tile(ws, x0, y0, closed, projected, colours, group, gaussians, entries, gradients, colour_gradients):  # type: ignore[no-untyped-def]
     """Replay a tile front to back with cotangents in R, G, B, Z, A and their remaining sum (of weight * value) in Q.
 
     With q_i the cotangent of pixel features times entry i's features and w_i = T_i alpha_i its weight,
@@ -116,7 +116,7 @@ def _backward_tile(ws, x0, y0, closed, projected, colours, group, entries, entry
     """
     for j in range(entries.shape[0]):
         e = entries[j]
-        g = entry_gaussian[e]
+        g = gaussians[j]
         p = projected[g]
         mx, my, a, b, c, opacity, z = p[0], p[1], p[2], p[3], p[4], p[5], p[6]
         red, green, blue = colours[g, 3 * group], colours[g, 3 * group + 1], colours[g, 3 * group + 2]
@@ -167,7 +167,7 @@ def _backward_tile(ws, x0, y0, closed, projected, colours, group, entries, entry
 
 
 @numba.njit(cache=True, parallel=prange_only(), nogil=True)
-def forward(projected, colours, entry_gaussian, tile_offset, tile_entry, height, width, threads):  # type: ignore[no-untyped-def]
+def forward(projected, colours, tile_offset, tile_gaussian, height, width, threads):  # type: ignore[no-untyped-def]
     """Composite every tile of every view.
 
     Args:
@@ -190,11 +190,11 @@ def forward(projected, colours, entry_gaussian, tile_offset, tile_entry, height,
             x0, y0 = tile % tiles_x * TILE, tile // tiles_x * TILE
             x1, y1 = min(x0 + TILE, width), min(y0 + TILE, height)
             tint = colours[v if colours.shape[0] > 1 else 0]
-            entries = tile_entry[tile_offset[job] : tile_offset[job + 1]]
+            gaussians = tile_gaussian[tile_offset[job] : tile_offset[job + 1]]
             ws = np.empty(_SLOTS * PIXELS, np.float32)
             for group in range(groups):
                 closed = _open_tile(ws, x0, y0, height, width)
-                _forward_tile(ws, x0, y0, closed, projected[v], tint, group, entries, entry_gaussian)
+                _forward_tile(ws, x0, y0, closed, projected[v], tint, group, gaussians)
                 for y in range(y0, y1):
                     for x in range(x0, x1):
                         p = (y - y0) * TILE + x - x0
@@ -211,8 +211,8 @@ def forward(projected, colours, entry_gaussian, tile_offset, tile_entry, height,
 def backward(  # type: ignore[no-untyped-def]
     projected,
     colours,
-    entry_gaussian,
     tile_offset,
+    tile_gaussian,
     tile_entry,
     rgb,
     alpha,
@@ -237,6 +237,7 @@ def backward(  # type: ignore[no-untyped-def]
             x0, y0 = tile % tiles_x * TILE, tile // tiles_x * TILE
             x1, y1 = min(x0 + TILE, width), min(y0 + TILE, height)
             tint = colours[v if colours.shape[0] > 1 else 0]
+            gaussians = tile_gaussian[tile_offset[job] : tile_offset[job + 1]]
             entries = tile_entry[tile_offset[job] : tile_offset[job + 1]]
             ws = np.zeros(_SLOTS * PIXELS, np.float32)
             for group in range(groups):
@@ -258,6 +259,6 @@ def backward(  # type: ignore[no-untyped-def]
                             total += grad_alpha[v, y, x] * coverage  # the two depth terms cancel
                         ws[8 * PIXELS + p] = total
                 _backward_tile(
-                    ws, x0, y0, closed, projected[v], tint, group, entries, entry_gaussian, gradients, colour_gradients
+                    ws, x0, y0, closed, projected[v], tint, group, gaussians, entries, gradients, colour_gradients
                 )
     return gradients, colour_gradients

@@ -30,9 +30,9 @@ class Plan(NamedTuple):
         np.float32
     ]  # [V, N, 8]: centre x, y; conic xx, xy, yy; opacity; depth; half height of the visible ellipse
     entry_offset: NDArray[np.int64]  # [V, N + 1] into the entries, per Gaussian in its own order
-    entry_gaussian: NDArray[np.int32]  # [E]
-    tile_offset: NDArray[np.int64]  # [V * tiles + 1] into tile_entry
-    tile_entry: NDArray[np.int64]  # [E] entries per tile, nearest first
+    tile_offset: NDArray[np.int64]  # [V * tiles + 1] into the next two
+    tile_gaussian: NDArray[np.int32]  # [E] Gaussians per tile, nearest first
+    tile_entry: NDArray[np.int64]  # [E] their entries
 
 
 @numba.njit(error_model="numpy")
@@ -214,8 +214,8 @@ def _sort_by_depth(projected, offset):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(error_model="numpy")
-def _list_tiles(p, gaussian, tiles_x, tiles_y, entry, entry_gaussian, entry_tile):  # type: ignore[no-untyped-def]
-    """How many tiles a projected Gaussian touches; with arrays of entries, also writes them from `entry` on."""
+def _list_tiles(p, tiles_x, tiles_y, entry, entry_tile):  # type: ignore[no-untyped-def]
+    """How many tiles a projected Gaussian touches; with an array of entries, also writes them from `entry` on."""
     count = 0
     reach = _reach(p[5])
     row0, row1 = _tile_rows(p, tiles_y)
@@ -223,14 +223,13 @@ def _list_tiles(p, gaussian, tiles_x, tiles_y, entry, entry_gaussian, entry_tile
         first, last = _tile_span(row, p, reach, tiles_x)
         if entry_tile.shape[0] > 0:
             for column in range(first, last):
-                entry_gaussian[entry + count + column - first] = gaussian
                 entry_tile[entry + count + column - first] = row * tiles_x + column
         count += last - first
     return count
 
 
 @numba.njit(nogil=True)
-def _sort_entries(projected, offset, entry_tile, tile_offset, tile_entry):  # type: ignore[no-untyped-def]
+def _sort_entries(projected, offset, entry_tile, tile_offset, tile_gaussian, tile_entry):  # type: ignore[no-untyped-def]
     """One view's entries by tile, nearest first; `tile_offset` [tiles + 1] is filled but for its last place."""
     tiles = tile_offset.shape[0] - 1
     position = np.zeros(tiles + 1, np.int64)
@@ -243,8 +242,10 @@ def _sort_entries(projected, offset, entry_tile, tile_offset, tile_entry):  # ty
     order = _sort_by_depth(projected, offset)
     for j in range(order.shape[0]):
         for e in range(offset[order[j]], offset[order[j] + 1]):
-            tile_entry[position[entry_tile[e]]] = e
-            position[entry_tile[e]] += 1
+            place = position[entry_tile[e]]
+            tile_gaussian[place] = order[j]
+            tile_entry[place] = e
+            position[entry_tile[e]] = place + 1
 
 
 @numba.njit(cache=True, parallel=prange_only(), nogil=True, error_model="numpy")
@@ -267,26 +268,26 @@ def plan(means, scales, quaternions, opacities, view, intrinsics, height, width)
     for k in numba.prange(views * n):
         v, i = k // n, k % n
         if _project_one(means, scales, quaternions, opacities, view, intrinsics, i, v, height, width, projected[v, i]):
-            entry_offset[v, i + 1] = _list_tiles(projected[v, i], i, tiles_x, tiles_y, 0, nothing, nothing)
+            entry_offset[v, i + 1] = _list_tiles(projected[v, i], tiles_x, tiles_y, 0, nothing)
     total = 0
     for v in range(views):
         for i in range(n + 1):
             total += entry_offset[v, i]
             entry_offset[v, i] = total
-    entry_gaussian = np.empty(total, np.int32)
     entry_tile = np.empty(total, np.int32)
     for k in numba.prange(views * n):
         v, i = k // n, k % n
         e = entry_offset[v, i]
         if entry_offset[v, i + 1] > e:
-            _list_tiles(projected[v, i], i, tiles_x, tiles_y, e, entry_gaussian, entry_tile)
+            _list_tiles(projected[v, i], tiles_x, tiles_y, e, entry_tile)
     tile_offset = np.zeros(views * tiles + 1, np.int64)
     tile_offset[views * tiles] = total
+    tile_gaussian = np.empty(total, np.int32)
     tile_entry = np.empty(total, np.int64)
     for v in numba.prange(views):
         offsets = tile_offset[v * tiles : (v + 1) * tiles + 1]
-        _sort_entries(projected[v], entry_offset[v], entry_tile, offsets, tile_entry)
-    return projected, entry_offset, entry_gaussian, tile_offset, tile_entry
+        _sort_entries(projected[v], entry_offset[v], entry_tile, offsets, tile_gaussian, tile_entry)
+    return projected, entry_offset, tile_offset, tile_gaussian, tile_entry
 
 
 @numba.njit(error_model="numpy")
