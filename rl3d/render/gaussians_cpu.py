@@ -21,8 +21,8 @@ from rl3d.render.gaussians_cpu_projection import TILE
 
 PIXELS = TILE * TILE
 # Reordering sums is safe: they are not compensated. NaN and infinity keep their meaning. Callees with these flags are
-# force-inlined: a second copy of one, optimised by itself, would run where it was compiled, and sum in another order than
-# the copy that the caller keeps on disk.
+# force-inlined: else the process that compiles one runs a copy optimised by itself, which sums in another order than
+# the copy that its caller keeps on disk.
 FAST = {"contract", "reassoc", "nsz", "arcp"}
 
 _ALPHA_MAX = np.float32(reference.ALPHA_MAX)
