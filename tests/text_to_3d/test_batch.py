@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from tiny_options import TINY_DRAFT, VERDICT
 from tiny_world import random_prior
 
 from rl3d.errors import ConfigError, InputError
@@ -21,25 +22,10 @@ from rl3d.text_to_3d import batch, finish
 from rl3d.text_to_3d.batch import Outcome, generate_batch
 from rl3d.text_to_3d.generate import generate
 from rl3d.text_to_3d.method_options import MethodOptions
-from rl3d.text_to_3d.options import (
-    DistillOptions,
-    GenerateOptions,
-    LiftOptions,
-    MeshOptions,
-    PreviewOptions,
-    SampleOptions,
-)
+from rl3d.text_to_3d.options import DistillOptions, PreviewOptions
 from rl3d.workers import Worker
 
-TINY = GenerateOptions(
-    seed=1,
-    sample=SampleOptions(steps=1, candidates=1, rings=1),
-    lift=LiftOptions(steps=3, gaussians=200, grid=16),
-    distill=DistillOptions(steps=0),
-    mesh=MeshOptions(resolution=16, views=4, render_size=32, faces=80, texture=32),
-    preview=PreviewOptions(frames=4, size=24),
-)
-VERDICT = {"reward": {"similarity": 0.5}, "gold": {"similarity": 0.4}, "unknown_words": []}
+TINY = replace(TINY_DRAFT, preview=PreviewOptions(frames=4, size=24))
 PROMPTS = ["a red box", "zeppelin", "a green tree", "x" * 501, " a red box "]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_options import TINY_DRAFT
 from tiny_world import random_prior
 
 from rl3d.errors import InputError
@@ -16,25 +17,9 @@ from rl3d.progress import Progress
 from rl3d.runs import read_metrics
 from rl3d.text_to_3d import drafts, finish
 from rl3d.text_to_3d.generate import generate, help_generate
-from rl3d.text_to_3d.options import (
-    DistillOptions,
-    GenerateOptions,
-    LiftOptions,
-    MeshOptions,
-    PreviewOptions,
-    SampleOptions,
-)
 from rl3d.workers import Worker
 
-TINY = GenerateOptions(
-    seed=1,
-    best_of=3,
-    sample=SampleOptions(steps=1, candidates=1, rings=1),
-    lift=LiftOptions(steps=10, gaussians=200, grid=16),
-    distill=DistillOptions(steps=0),
-    mesh=MeshOptions(resolution=16, views=4, render_size=32, faces=80, texture=32),
-    preview=PreviewOptions(frames=1, size=24),
-)
+TINY = replace(TINY_DRAFT, best_of=3)
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -15,6 +15,7 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
+from tiny_options import TINY, VERDICT
 from tiny_world import load_tool, random_prior
 
 from rl3d.errors import AssetError, ConfigError, InputError
@@ -26,28 +27,11 @@ from rl3d.text_to_3d import drafts, finish
 from rl3d.text_to_3d.drafts import candidate_seed, generator_for, sample_views, view_judge
 from rl3d.text_to_3d.generate import generate, text_to_3d
 from rl3d.text_to_3d.method_options import MethodOptions
-from rl3d.text_to_3d.options import (
-    DistillOptions,
-    GenerateOptions,
-    LiftOptions,
-    MeshOptions,
-    PreviewOptions,
-    SampleOptions,
-)
+from rl3d.text_to_3d.options import GenerateOptions, SampleOptions
 from rl3d.text_to_3d.pictures import to_rgba
 
 # `rl3d.text_to_3d.generate` is also the name of a function in some importers' eyes; this is the module.
 module = sys.modules["rl3d.text_to_3d.generate"]
-
-TINY = GenerateOptions(
-    seed=1,
-    sample=SampleOptions(steps=2, candidates=2),
-    lift=LiftOptions(steps=8, gaussians=300, grid=16),
-    distill=DistillOptions(steps=6, save_every=2),
-    mesh=MeshOptions(resolution=16, views=4, render_size=32, faces=120, texture=32),
-    preview=PreviewOptions(frames=2, size=24),
-)
-VERDICT = {"reward": {"similarity": 0.5}, "gold": {"similarity": 0.4}, "unknown_words": []}
 
 
 @pytest.fixture(autouse=True)

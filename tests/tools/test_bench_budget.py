@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from tiny_options import TINY
 from tiny_world import random_prior
 
 from rl3d.errors import InputError
@@ -17,22 +18,7 @@ from rl3d.scenes import Mesh
 from rl3d.text_to_3d import finish
 from rl3d.text_to_3d.generate import generate
 from rl3d.text_to_3d.method_options import MethodOptions
-from rl3d.text_to_3d.options import (
-    DistillOptions,
-    GenerateOptions,
-    LiftOptions,
-    MeshOptions,
-    PreviewOptions,
-    SampleOptions,
-)
-
-TINY = GenerateOptions(
-    sample=SampleOptions(steps=2, candidates=1),
-    lift=LiftOptions(steps=8, gaussians=300, grid=16),
-    distill=DistillOptions(steps=6),
-    mesh=MeshOptions(resolution=16, views=4, render_size=32, faces=120, texture=32),
-    preview=PreviewOptions(frames=2, size=24),
-)
+from rl3d.text_to_3d.options import DistillOptions, GenerateOptions
 
 
 @pytest.fixture(scope="module")
