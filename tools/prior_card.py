@@ -46,17 +46,21 @@ of colour and noun in `rl3d.data.captions.HELD_OUT_PAIRS` were never shown. Weig
 
 ## Training
 
-{steps_trained:,} steps, {objects:,} objects, {minutes:.0f} minutes of wall-clock on a shared 2-core CPU.
+{steps_trained:,} steps, {objects:,} objects ({smaller:,} of them at 32 pixels), {minutes:.0f} minutes of wall-clock on a
+shared 2-core CPU.
 
     python tools/build_views.py DATA CACHE
-    python tools/train_prior.py DATA CACHE --out RUN --batch 32 --lr 1.5e-3 --compile --init assets/prior --minutes MINUTES
-    python tools/train_prior.py DATA CACHE --out RUN --batch 32 --lr 1.5e-3 --compile --minutes MINUTES --cooldown 1
+    python tools/train_prior.py DATA CACHE --out SMALL --init assets/prior --size 32 --t-mean 1.31 --batch 64 \
+        --lr 1.5e-3 --compile --minutes MINUTES
+    python tools/train_prior.py DATA CACHE --out RUN --init SMALL --t-mean 1.0 --t-std 1.4 --batch 32 --lr 1.5e-3 \
+        --compile --minutes MINUTES --cooldown 0.7
     python tools/prior_card.py RUN
 
-The first 31,000 objects were drawn at lower noise levels (logit-normal, `--t-mean 0.4 --t-std 1`) and, like the next
-8,900, in batches of 16 without views from the front; everything since at the tool's defaults (2.0 and 1.3).
+So went the last two parts. The first 31,000 objects were drawn at lower noise levels (logit-normal, `--t-mean 0.4
+--t-std 1`) and, like the next 8,900, in batches of 16 without views from the front; those up to 256,000 at the tool's
+defaults (2.0 and 1.3).
 
-Mean squared x0 error (range [-1, 1]) of the averaged weights on 48 fixed draws with fixed noise:
+Mean squared x0 error (range [-1, 1]) of the averaged weights at 64 pixels, on 48 fixed draws with fixed noise:
 
 | objects | minutes | val t=0.3 | val t=0.6 | val t=0.9 | train t=0.9 |
 |---|---|---|---|---|---|
@@ -72,17 +76,19 @@ else. Thin parts and text-like detail are beyond 64 pixels; views may disagree i
 
 
 def history(run: Path) -> dict[str, Any]:
-    """What `--init` goes on from: totals and some rows of the log, the last one among them."""
+    """What `--init` goes on from: totals, and some rows of the log at the run's own size, the last one among them."""
     state = json.loads((run / "state.json").read_text())
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    own = state["model"]["image_size"]
+    log = [row for row in log if row.get("size", own) == own]
     keep = sorted({round(i * (len(log) - 1) / 11) for i in range(12)})
-    return {**{k: state[k] for k in ("step", "objects", "seconds")}, "log": [log[i] for i in keep]}
+    return {**{k: state[k] for k in ("step", "objects", "smaller", "seconds")}, "log": [log[i] for i in keep]}
 
 
 def card(run: Path, parameters: float, **sampling: object) -> str:
     """The model card's text, with the numbers of the run's log."""
     state = json.loads((run / "state.json").read_text())
-    log = history(run)["log"]
+    facts = history(run)
     rows = "\n".join(
         "| {objects:,} | {minutes:.0f} | {a:.4f} | {b:.4f} | {c:.4f} | {d:.4f} |".format(
             **{k: row[k] for k in ("objects", "minutes")},
@@ -91,7 +97,7 @@ def card(run: Path, parameters: float, **sampling: object) -> str:
             c=row["val_x0_mse_0.9"],
             d=row["train_x0_mse_0.9"],
         )
-        for row in log
+        for row in facts["log"]
     )
     model = {k: state["model"][k] for k in ("width", "depth", "patch", "stem_channels")}
     return CARD.format(
@@ -100,6 +106,7 @@ def card(run: Path, parameters: float, **sampling: object) -> str:
         vocabulary=len(state["vocabulary"]) - 2,
         steps_trained=state["step"],
         objects=state["objects"],
+        smaller=facts["smaller"],
         minutes=state["seconds"] / 60,
         prompts=", ".join(GRID_PROMPTS),
         **model,

@@ -271,7 +271,7 @@ def main() -> None:
         )
     config |= {"vocabulary": len(vocabulary), "image_size": size}
     model = MultiViewTransformer(**config).to(device).to(memory_format=torch.channels_last)
-    state = {"step": 0, "objects": 0, "seconds": 0.0, "average_from": 0}
+    state = {"step": 0, "objects": 0, "smaller": 0, "seconds": 0.0, "average_from": 0}  # smaller: objects pooled down
     log = args.out / "log.jsonl"
     args.out.mkdir(parents=True, exist_ok=True)
     if args.init and not resume:
@@ -280,8 +280,7 @@ def main() -> None:
         # Steps go on counting, which also keeps the random draws from repeating.
         state |= {k: before[k] for k in state if k in before}
         if len(weights["places"]) != len(model.places):
-            # Errors of another size are another measure, and its weights have no place in this run's average.
-            before["log"], state["average_from"] = [], state["step"]
+            state["average_from"] = state["step"]  # weights of another size have no place in this run's average
         log.write_text("".join(json.dumps(row) + "\n" for row in before["log"]), encoding="utf-8")
     optimizers = make_optimizers(model, args.optimizer, args.lr, args.word_factor)
     ema = Ema(model, args.ema)
@@ -339,6 +338,7 @@ def main() -> None:
         losses.append(float(loss.detach()))
         state["step"] += 1
         state["objects"] += args.batch * accelerator.num_processes
+        state["smaller"] += args.batch * accelerator.num_processes * (size < full)
         state["seconds"] = base_seconds + clock() - start
         if accelerator.is_main_process and (done or clock() - logged > 120):
             logged = clock()
@@ -346,6 +346,7 @@ def main() -> None:
             model.load_state_dict(ema.shadow)
             row = {
                 "step": state["step"],
+                "size": size,
                 "objects": state["objects"],
                 "minutes": round(state["seconds"] / 60, 2),
                 "objects_per_second": round((state["objects"] - first_objects) / (clock() - start), 2),

@@ -162,7 +162,7 @@ def test_a_small_run_sees_pooled_views(tool: ModuleType, data: tuple[Path, Path]
 
 
 def test_a_small_run_starts_a_large_one(tool: ModuleType, data: tuple[Path, Path], tmp_path: Path) -> None:
-    """Place embeddings are spread out, all else is taken over; log and average begin anew, the count goes on."""
+    """Place embeddings are spread out, all else is taken over; the average begins anew, log and counts go on."""
     small = ["--size", "8", "--ema", "0.5"]
     train(tool, data, tmp_path / "small", 3, *small)
     assert json.loads((tmp_path / "small" / "state.json").read_text())["model"]["image_size"] == 8
@@ -172,10 +172,12 @@ def test_a_small_run_starts_a_large_one(tool: ModuleType, data: tuple[Path, Path
     names = [k for k in before if k.startswith("ema.") and k != "ema.places"]
     assert all(torch.equal(after[k.replace("ema.", "model.")], before[k]) for k in names)
     state = json.loads((tmp_path / "large" / "state.json").read_text())
-    assert (state["step"], state["objects"], state["average_from"]) == (6, 24, 5)
+    assert (state["step"], state["objects"], state["smaller"], state["average_from"]) == (6, 24, 20, 5)
     assert state["model"]["image_size"] == 16
-    rows = (tmp_path / "large" / "log.jsonl").read_text().splitlines()
-    assert [json.loads(row)["step"] for row in rows] == [6]
+    rows = [json.loads(row) for row in (tmp_path / "large" / "log.jsonl").read_text().splitlines()]
+    assert [(row["step"], row["size"]) for row in rows] == [(3, 8), (5, 8), (6, 16)]
+    shown = load_tool("prior_card").history(tmp_path / "large")  # errors of another size are another measure
+    assert ([row["step"] for row in shown["log"]], shown["smaller"]) == ([6], 20)
 
 
 def test_places_are_interpolated_over_the_picture(tool: ModuleType) -> None:
