@@ -5,6 +5,7 @@
     accelerate launch tools/train_prior.py ...           # several processes, one per GPU
     python tools/train_prior.py DATA CACHE --out SMALL --size 32     # views pooled to 32 pixels, then
     python tools/train_prior.py DATA CACHE --out RUN --init SMALL    # a run at the cache's size from its weights
+    python tools/train_prior.py DATA CACHE --out BOTH --init RUN --coarse-above 0.75    # high noise at half the size
 
 Resumes from RUN when it exists. Flow matching with x-prediction: x_t = (1 - t) x0 + t eps, the network gives x0, the
 loss is on the velocity, |v - v_hat|^2 = |x0 - x0_hat|^2 / t^2 (Li & He 2025, arXiv 2511.13720).
@@ -18,6 +19,7 @@ import math
 import re
 import time
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import torch
@@ -31,12 +33,13 @@ from rl3d.data.asset_set import read_records
 from rl3d.data.batches import ViewBatches, word_ids
 from rl3d.data.captions import build_vocabulary
 from rl3d.files import atomic_path, write_json
-from rl3d.priors.multiview_model import MultiViewTransformer, patch_rays
+from rl3d.priors.multiview_model import MultiViewTransformer, doubled, halved, patch_rays
 
 T_FLOOR = 0.1  # the velocity loss weighs 1 / max(t, T_FLOOR)^2
 MATRIX = re.compile(r"blocks\.\d+\.(qkv|out|up|down)\.")  # what Muon moves
 CLOCKS = {"wall": time.monotonic, "cpu": time.process_time}
 DROP = 0.12  # share of empty prompts, for classifier-free guidance
+COARSE_BATCH = 3  # times the batch where views have half the size: a quarter of the tokens
 
 
 def arguments() -> argparse.Namespace:
@@ -66,6 +69,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--recolour", type=float, default=0.35)
     parser.add_argument("--model", type=json.loads, default={}, help='JSON, e.g. {"width": 320}')
     parser.add_argument("--size", type=int, help="pixels to train at, a divisor of the cache's size (the default)")
+    parser.add_argument(
+        "--coarse-above",
+        type=float,
+        help="noise level from which views of half the size are denoised, every other step and three times the batch",
+    )
     parser.add_argument(
         "--init", type=Path, help="saved prior, such as assets/prior, or run, whose weights a new run starts from"
     )
@@ -180,9 +188,14 @@ def drop_prompts(words: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return words
 
 
-def noise_levels(batch: int, mean: float, std: float, rng: np.random.Generator) -> torch.Tensor:
-    """[B] logit-normal levels in (0, 1)."""
-    return torch.from_numpy(1 / (1 + np.exp(-rng.normal(mean, std, batch)))).float()
+def noise_levels(
+    batch: int, mean: float, std: float, rng: np.random.Generator, low: float = 0.0, high: float = 1.0
+) -> torch.Tensor:
+    """[B] logit-normal levels in (`low`, `high`)."""
+    bell = NormalDist(mean, std)
+    a, b = (bell.cdf(math.log(t / (1 - t))) if 0 < t < 1 else t for t in (low, high))
+    drawn = [bell.inv_cdf(u) for u in np.clip(rng.uniform(a, b, batch), 1e-9, 1 - 1e-9)]
+    return torch.from_numpy(1 / (1 + np.exp(-np.array(drawn)))).float()
 
 
 def flow_loss(model, images, words, rays, t, noise, autocast):  # type: ignore[no-untyped-def]
@@ -194,14 +207,18 @@ def flow_loss(model, images, words, rays, t, noise, autocast):  # type: ignore[n
 
 
 @torch.no_grad()
-def validation(model, fixed, autocast) -> dict[str, float]:  # type: ignore[no-untyped-def]
-    """Mean squared x0 error at four noise levels on a fixed batch with fixed noise."""
-    images, words, rays, noise = fixed
+def validation(model, fixed, autocast, coarse_above) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    """Mean squared x0 error at four noise levels on a fixed batch with fixed noise, asked as a prior asks."""
+    images, words, rays, coarse_rays, noise = fixed
     out = {}
     for t in (0.3, 0.6, 0.9, 0.97):
         level = torch.full((len(images),), t, device=images.device)
+        x_t = (1 - t) * images + t * noise
         with autocast():
-            x0 = model((1 - t) * images + t * noise, level, words, rays)
+            if coarse_above is not None and t >= coarse_above:
+                x0 = doubled(model(*halved(x_t, level), words, coarse_rays))
+            else:
+                x0 = model(x_t, level, words, rays)
         out[f"x0_mse_{t}"] = round(float(((x0.float() - images) ** 2).mean()), 5)
     return out
 
@@ -270,6 +287,10 @@ def main() -> None:
             f"--size {size} does not fit: {was} pixels; leave it out, or choose a divisor and another --out"
         )
     config |= {"vocabulary": len(vocabulary), "image_size": size}
+    if args.coarse_above is not None:
+        if not 0 < args.coarse_above < 1:
+            raise SystemExit(f"--coarse-above must lie between 0 and 1, got {args.coarse_above}")
+        config["coarse_above"] = args.coarse_above
     model = MultiViewTransformer(**config).to(device).to(memory_format=torch.channels_last)
     state = {"step": 0, "objects": 0, "smaller": 0, "seconds": 0.0, "average_from": 0}  # smaller: objects pooled down
     log = args.out / "log.jsonl"
@@ -286,8 +307,12 @@ def main() -> None:
     ema = Ema(model, args.ema)
     if resume:
         state |= {k: v for k, v in restore(args.out, model, ema, optimizers).items() if k in state}
-    if size % model.config.patch:
-        raise SystemExit(f"{size} pixels are no multiple of the patch of {model.config.patch}; choose another --size")
+    border = model.config.coarse_above
+    if size % (model.config.patch * (1 if border is None else 2)):
+        halves = "" if border is None else ", halved,"
+        raise SystemExit(
+            f"{size} pixels{halves} are no multiple of the patch of {model.config.patch}; choose another --size"
+        )
     grid = size // model.config.patch
     runner = model
     if args.compile:  # by block: one graph serves all of them, and compiles in seconds
@@ -300,9 +325,10 @@ def main() -> None:
     fixed = []
     for source in (train, held_out):
         drawn = source.draw(48, np.random.default_rng(123))
-        parts = [x.to(device) for x in prepared(source, drawn, index, size, grid)]
-        noise = torch.randn(parts[0].shape, generator=torch.Generator().manual_seed(5)).to(device)
-        fixed.append((*parts, noise))
+        images, words, rays = (x.to(device) for x in prepared(source, drawn, index, size, grid))
+        coarse_rays = prepared(source, drawn, index, size, grid // 2)[2].to(device) if border is not None else None
+        noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(5)).to(device)
+        fixed.append((images, words, rays, coarse_rays, noise))
 
     clock = CLOCKS[args.clock]
     start, saved, logged = clock(), clock(), clock()
@@ -321,9 +347,13 @@ def main() -> None:
                 group["lr"] = rate * group.get("factor", 1.0)
         # The step decides the batch, so that a resumed run draws what an uninterrupted one would have.
         rng = np.random.default_rng([args.seed, step, accelerator.process_index])
-        images, words, rays = prepared(train, train.draw(args.batch, rng), index, size, grid)
+        coarse = border is not None and step % 2 == 0
+        batch, part = (COARSE_BATCH * args.batch, 2) if coarse else (args.batch, 1)
+        images, words, rays = prepared(train, train.draw(batch, rng), index, size // part, grid // part)
         images, words, rays = (x.to(device) for x in (images, drop_prompts(words, rng), rays))
-        t = noise_levels(args.batch, args.t_mean, args.t_std, rng).to(device)
+        low, high = (0.0, 1.0) if border is None else ((border, 1.0) if coarse else (0.0, border))
+        t = noise_levels(batch, args.t_mean, args.t_std, rng, low, high).to(device)
+        t = t / (2 - t) if coarse else t  # the level of the halved views, see `halved`
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**62)))
         noise = torch.randn(images.shape, generator=generator, device=device)
         loss = flow_loss(runner, images, words, rays, t, noise, autocast)
@@ -337,8 +367,8 @@ def main() -> None:
         ema.update(model, step - int(state["average_from"]))
         losses.append(float(loss.detach()))
         state["step"] += 1
-        state["objects"] += args.batch * accelerator.num_processes
-        state["smaller"] += args.batch * accelerator.num_processes * (size < full)
+        state["objects"] += batch * accelerator.num_processes
+        state["smaller"] += batch * accelerator.num_processes * (coarse or size < full)
         state["seconds"] = base_seconds + clock() - start
         if accelerator.is_main_process and (done or clock() - logged > 120):
             logged = clock()
@@ -352,8 +382,8 @@ def main() -> None:
                 "objects_per_second": round((state["objects"] - first_objects) / (clock() - start), 2),
                 "loss": round(float(np.mean(losses)), 5),
                 "rate": rate,
-                **{f"train_{k}": v for k, v in validation(model, fixed[0], autocast).items()},
-                **{f"val_{k}": v for k, v in validation(model, fixed[1], autocast).items()},
+                **{f"train_{k}": v for k, v in validation(model, fixed[0], autocast, border).items()},
+                **{f"val_{k}": v for k, v in validation(model, fixed[1], autocast, border).items()},
             }
             model.load_state_dict(keep)
             losses.clear()

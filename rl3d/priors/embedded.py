@@ -27,7 +27,7 @@ from rl3d.data.captions import ARTICLES, FILLERS, MAX_WORDS, split_words
 from rl3d.errors import AssetError, InputError, nearest
 from rl3d.files import write_json
 from rl3d.priors.latent_diffusion import camera_rows, rows
-from rl3d.priors.multiview_model import MultiViewTransformer, patch_rays
+from rl3d.priors.multiview_model import MultiViewTransformer, doubled, halved, patch_rays
 from rl3d.priors.protocol import PromptEmbedding
 
 PIPELINE_CLASS = "MultiViewPipeline"
@@ -108,7 +108,7 @@ class EmbeddedPrior:
         self.scheduler = scheduler
         self.name = name
         self.image_size = int(model.config["image_size"])
-        self._grid = self.image_size // int(model.config["patch"])
+        self.coarse_above: float | None = model.config["coarse_above"]
 
     def encode_prompt(self, prompt: str, negative_prompt: str = "") -> PromptEmbedding:
         """Word ids of prompt and negative prompt, [1, MAX_WORDS] each.
@@ -169,21 +169,55 @@ class EmbeddedPrior:
         Raises:
             InputError: another number of cameras or prompts.
         """
-        b, rays = len(x_t), self._rays(cameras, x_t)
-        words = rows(prompt.positive, b)
-        if guidance != 1.0:
-            words = torch.cat([words, rows(prompt.negative, b)])
-            x_t, t, rays = (torch.cat([a, a]) for a in (x_t, t.expand(b), rays))
-        x0 = self.model(x_t.to(self.dtype), t.expand(len(x_t)), words, rays).float().clamp(-1.1, 1.1)
+        b = len(x_t)
+        words = (
+            [rows(prompt.positive, b)] if guidance == 1.0 else [rows(p, b) for p in (prompt.positive, prompt.negative)]
+        )
+        x0 = self._clean(self.model, x_t, t, words, cameras).clamp(-1.1, 1.1)
         if guidance == 1.0:
             return x0, x0
         text, empty = x0.chunk(2)
         return empty + guidance * (text - empty), text
 
-    def _rays(self, cameras: Cameras, x: Tensor) -> Tensor:
-        """[B, V, grid^2, 6] of V or B * V cameras, in the dtype of the views `x` [B, V, ...]."""
-        b, v = x.shape[:2]
-        return patch_rays(camera_rows(cameras, b, v), self._grid).to(x).unflatten(0, (b, v))
+    def _clean(
+        self, model: Callable[..., Tensor], x_t: Tensor, t: Tensor, words: list[Tensor], cameras: Cameras
+    ) -> Tensor:
+        """float32 x0 [len(words) * B, V, 4, S, S] for each of `words` [B, L]; at half size where noise is high."""
+        b, v = x_t.shape[:2]
+        t = t.expand(b)
+        coarse = torch.full_like(t, False, dtype=torch.bool) if self.coarse_above is None else t >= self.coarse_above
+        if bool(coarse.any()) and not bool(coarse.all()):
+            return self._mixed(model, x_t, t, words, cameras, coarse)
+        size = self.image_size
+        if bool(coarse.any()):
+            (x_t, t), size = halved(x_t, t), size // 2
+        rays = (
+            patch_rays(camera_rows(cameras, b, v), size // int(self.model.config["patch"])).to(x_t).unflatten(0, (b, v))
+        )
+        n = len(words)
+        x_t, t, rays = (torch.cat([a] * n) if n > 1 else a for a in (x_t, t, rays))
+        x0 = model(x_t.to(self.dtype), t, torch.cat(words), rays).float()
+        return x0 if size == self.image_size else doubled(x0)
+
+    def _mixed(
+        self,
+        model: Callable[..., Tensor],
+        x_t: Tensor,
+        t: Tensor,
+        words: list[Tensor],
+        cameras: Cameras,
+        coarse: Tensor,
+    ) -> Tensor:
+        """`_clean` of rows of which some are coarse: each kind by itself."""
+        b, v = x_t.shape[:2]
+        every = camera_rows(cameras, b, v)
+        out = x_t.new_empty((len(words), *x_t.shape), dtype=torch.float32)
+        for chosen in (coarse, ~coarse):
+            their = chosen.repeat_interleave(v)
+            some = Cameras(every.view[their], every.intrinsics[their], every.height, every.width)
+            x0 = self._clean(model, x_t[chosen], t[chosen], [w[chosen] for w in words], some)
+            out[:, chosen] = x0.unflatten(0, (len(words), -1))
+        return out.flatten(0, 1)
 
     def linears(self) -> dict[str, Tensor]:
         """The transformer blocks' weights [O, I] by name, see `rl3d.priors.low_rank.AdaptablePrior`."""
@@ -193,9 +227,12 @@ class EmbeddedPrior:
         self, weights: Mapping[str, Tensor], x_t: Tensor, t: Tensor, prompt: PromptEmbedding, cameras: Cameras
     ) -> Tensor:
         """x0 without guidance, some weights replaced; see `rl3d.priors.low_rank.AdaptablePrior`."""
-        b, rays = len(x_t), self._rays(cameras, x_t)
-        arguments = (x_t.to(self.dtype), t.expand(b), rows(prompt.positive, b), rays)
-        return torch.func.functional_call(self.model, dict(weights), arguments).float()
+
+        def model(*arguments: Tensor) -> Tensor:
+            out: Tensor = torch.func.functional_call(self.model, dict(weights), arguments)
+            return out
+
+        return self._clean(model, x_t, t, [rows(prompt.positive, len(x_t))], cameras)
 
     @torch.no_grad()
     def sample(

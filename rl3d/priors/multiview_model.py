@@ -33,6 +33,35 @@ def patch_rays(cameras: Cameras, grid: int) -> Tensor:
     return torch.cat([directions, moment], -1).flatten(1, 2)
 
 
+def halved(x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Noisy views of half the size, and their noise level.
+
+    The mean of four pixels x_t = (1 - t) x0 + t eps keeps the picture and half of the noise, so that the odds
+    t / (1 - t) halve: t' = t / (2 - t), and x_t' is the mean times (1 - t') / (1 - t) = 2 / (2 - t). Where noise is
+    high, what is lost could not be seen: four views of 64 x 64 pixels say the same thing many times over.
+
+    Args:
+        x_t: [B, V, C, S, S], S even. t: [B] or [1] in [0, 1].
+    """
+    small = F.avg_pool2d(x_t.flatten(0, 1), 2).unflatten(0, x_t.shape[:2])
+    return small * (2 / (2 - t))[:, None, None, None, None].to(small.dtype), t / (2 - t)
+
+
+def doubled(x0: Tensor) -> Tensor:
+    """Views [B, V, C, S, S] of twice the size, bilinear."""
+    return F.interpolate(x0.flatten(0, 1), scale_factor=2, mode="bilinear", align_corners=False).unflatten(
+        0, x0.shape[:2]
+    )
+
+
+def pooled_places(places: Tensor, grid: int) -> Tensor:
+    """Embeddings [grid^2, width] of the places of a coarser grid, means of `places` [G^2, width] of the full one."""
+    if len(places) == grid**2:
+        return places
+    full = math.isqrt(len(places))
+    return F.adaptive_avg_pool2d(places.T.unflatten(1, (full, full)), grid).flatten(1).T
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square normalisation over the last axis, computed in float32, without a gain of its own."""
 
@@ -101,6 +130,8 @@ class MultiViewTransformer(ModelMixin, ConfigMixin):
         vocabulary: number of words; 0 is padding, 1 the empty prompt.
         stem_channels: channels of the convolutional stem and head at 4 pixels a cell; 0 leaves plain linear patches.
         stem_blocks: residual convolution blocks in the stem and in the head, each.
+        coarse_above: noise level from which it was trained on views of half the size, and has to be asked so (see
+            `halved`); None: it was not.
     """
 
     @register_to_config
@@ -116,6 +147,7 @@ class MultiViewTransformer(ModelMixin, ConfigMixin):
         max_words: int = 12,
         stem_channels: int = 64,
         stem_blocks: int = 1,
+        coarse_above: float | None = None,
     ) -> None:
         super().__init__()
         hidden = int(width * 8 / 3) // 32 * 32
@@ -151,7 +183,7 @@ class MultiViewTransformer(ModelMixin, ConfigMixin):
             nn.init.zeros_(module.bias)
 
     def forward(self, x: Tensor, t: Tensor, words: Tensor, rays: Tensor) -> Tensor:
-        """Clean views of noisy ones.
+        """Clean views of noisy ones, of any size S that its patches divide; place embeddings are pooled to it.
 
         Args:
             x: [B, V, 4, S, S] noisy views, clean range [-1, 1].
@@ -176,7 +208,8 @@ class MultiViewTransformer(ModelMixin, ConfigMixin):
         octaves = 2.0 ** torch.arange(4, device=x.device)
         angles = rays[..., None, :] * octaves[:, None] * (math.pi / 2)
         ray_code = torch.cat([rays[..., None, :], angles.sin(), angles.cos()], -2).flatten(-2)
-        tokens = self.patch_in(tokens).unflatten(0, (b, v)) + self.ray_in(ray_code.to(tokens.dtype)) + self.places
+        tokens = self.patch_in(tokens).unflatten(0, (b, v)) + self.ray_in(ray_code.to(tokens.dtype))
+        tokens = tokens + pooled_places(self.places, grid)
         mask = (words > 0).to(self.words.weight.dtype)[..., None]
         embedded = self.words(words) * mask
         pooled = embedded.sum(1) / mask.sum(1).clamp_min(1)

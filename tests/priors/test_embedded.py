@@ -18,8 +18,8 @@ from torch import Tensor
 from rl3d.cameras import Cameras
 from rl3d.errors import AssetError, InputError
 from rl3d.priors import join_prompts, load
-from rl3d.priors.embedded import EmbeddedPrior, UnknownWordWarning, load_embedded
-from rl3d.priors.multiview_model import patch_rays
+from rl3d.priors.embedded import EmbeddedPrior, UnknownWordWarning, Vocabulary, load_embedded, new_scheduler
+from rl3d.priors.multiview_model import doubled, halved, patch_rays, pooled_places
 
 SHAPE = (1, 4, 4, 16, 16)
 
@@ -27,6 +27,18 @@ SHAPE = (1, 4, 4, 16, 16)
 @pytest.fixture(scope="module")
 def prior() -> EmbeddedPrior:
     return random_prior()
+
+
+@pytest.fixture(scope="module", params=[None, 0.6])
+def either(request: pytest.FixtureRequest) -> EmbeddedPrior:
+    """A prior of one size, and one that denoises at half the size from t = 0.6."""
+    return coarse_prior(request.param)
+
+
+def coarse_prior(above: float | None) -> EmbeddedPrior:
+    model = random_model()
+    model.register_to_config(coarse_above=above)
+    return EmbeddedPrior(model, Vocabulary(WORDS), new_scheduler(), "tiny", torch.device("cpu"), torch.float32)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -206,9 +218,9 @@ def test_shapes_and_any_number_of_views(stem: int) -> None:
         assert x0.shape == (2, views, 4, 16, 16) and bool(torch.isfinite(x0).all()) and float(x0.std()) > 0.05
 
 
-def test_a_prior_takes_other_numbers_of_views(prior: EmbeddedPrior) -> None:
+def test_a_prior_takes_other_numbers_of_views(either: EmbeddedPrior) -> None:
     cameras = Cameras.orbit(torch.arange(6) * 1.0, 0.2, 2.7, 0.47, 16)
-    x0, _ = prior.predict_x0(noise(1, 6, 4, 16, 16), torch.tensor([0.5]), prior.encode_prompt("box"), cameras, 2.0)
+    x0, _ = either.predict_x0(noise(1, 6, 4, 16, 16), torch.tensor([0.5]), either.encode_prompt("box"), cameras, 2.0)
     assert x0.shape == (1, 6, 4, 16, 16)
 
 
@@ -232,42 +244,78 @@ def test_rays_are_pluecker_coordinates() -> None:
     assert torch.allclose(cameras.centres[:, None] + along.sum(-1, keepdim=True) * direction, nearest, atol=1e-5)
 
 
-def test_guidance(prior: EmbeddedPrior) -> None:
+def test_guidance(either: EmbeddedPrior) -> None:
     """One batched forward is what two separate ones give."""
-    x, t, cameras = noise(2, 4, 4, 16, 16), torch.tensor([0.3, 0.8]), prior.cameras(0.0, 0.2)
-    prompt = prior.encode_prompt("a red box", "blue")
-    text, same = prior.predict_x0(x, t, prompt, cameras, 1.0)
+    x, t, cameras = noise(2, 4, 4, 16, 16), torch.tensor([0.3, 0.8]), either.cameras(0.0, 0.2)
+    prompt = either.encode_prompt("a red box", "blue")
+    text, same = either.predict_x0(x, t, prompt, cameras, 1.0)
     assert same is text
-    empty, _ = prior.predict_x0(x, t, replace(prompt, positive=prompt.negative), cameras, 1.0)
+    empty, _ = either.predict_x0(x, t, replace(prompt, positive=prompt.negative), cameras, 1.0)
     assert float((text - empty).abs().max()) > 1e-3  # words do matter
-    guided, text_only = prior.predict_x0(x, t, prompt, cameras, 4.0)
+    guided, text_only = either.predict_x0(x, t, prompt, cameras, 4.0)
     assert torch.allclose(text_only, text, atol=1e-5)
     assert torch.allclose(guided, empty + 4.0 * (text - empty), atol=1e-4)
 
 
-def test_a_batch_is_its_objects(prior: EmbeddedPrior) -> None:
+def test_a_batch_is_its_objects(either: EmbeddedPrior) -> None:
     x, t = noise(2, 4, 4, 16, 16), torch.tensor([0.3, 0.8])
-    prompts = [prior.encode_prompt("a red box"), prior.encode_prompt("green tree")]
-    groups = [prior.cameras(0.0, 0.2), prior.cameras(1.0, 0.4)]
-    together = prior.predict_x0(x, t, join_prompts(prompts), Cameras.cat(groups), 3.0)[0]
+    prompts = [either.encode_prompt("a red box"), either.encode_prompt("green tree")]
+    groups = [either.cameras(0.0, 0.2), either.cameras(1.0, 0.4)]
+    together = either.predict_x0(x, t, join_prompts(prompts), Cameras.cat(groups), 3.0)[0]
     for i in range(2):
-        alone = prior.predict_x0(x[i : i + 1], t[i : i + 1], prompts[i], groups[i], 3.0)[0]
+        alone = either.predict_x0(x[i : i + 1], t[i : i + 1], prompts[i], groups[i], 3.0)[0]
         assert torch.allclose(together[i : i + 1], alone, atol=1e-5)
 
 
-def test_mismatched_batches_are_explained(prior: EmbeddedPrior) -> None:
-    x, t, prompt = noise(3, 4, 4, 16, 16), torch.tensor([0.5]), prior.encode_prompt("box")
+def test_mismatched_batches_are_explained(either: EmbeddedPrior) -> None:
+    x, t, prompt = noise(3, 4, 4, 16, 16), torch.tensor([0.5]), either.encode_prompt("box")
     with pytest.raises(InputError, match="8 cameras for 3 x 4 images"):
-        prior.predict_x0(x, t, prompt, Cameras.cat([prior.cameras(0, 0.1)] * 2))
+        either.predict_x0(x, t, prompt, Cameras.cat([either.cameras(0, 0.1)] * 2))
     with pytest.raises(InputError, match="2 prompts cannot serve a batch of 3"):
-        prior.predict_x0(x, t, join_prompts([prompt, prompt]), prior.cameras(0, 0.1))
+        either.predict_x0(x, t, join_prompts([prompt, prompt]), either.cameras(0, 0.1))
 
 
-def test_gradients_reach_the_views_and_no_weight(prior: EmbeddedPrior) -> None:
+def test_gradients_reach_the_views_and_no_weight(either: EmbeddedPrior) -> None:
     x = noise(*SHAPE).requires_grad_(True)
-    prior.predict_x0(x, torch.tensor([0.5]), prior.encode_prompt("box"), prior.cameras(0, 0.1))[0].sum().backward()
+    either.predict_x0(x, torch.tensor([0.5]), either.encode_prompt("box"), either.cameras(0, 0.1))[0].sum().backward()
     assert x.grad is not None and float(x.grad.abs().sum()) > 0
-    assert all(not p.requires_grad for p in prior.model.parameters())
+    assert all(not p.requires_grad for p in either.model.parameters())
+
+
+# High noise at half the size ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("t", [0.3, 0.8, 1.0])
+def test_halved_views_are_noisy_views_of_the_halved_picture(t: float) -> None:
+    x0, level = noise(1, 1, 1, 128, 128, seed=1), torch.tensor([t])
+    small, lower = halved((1 - t) * x0 + t * noise(*x0.shape), level)
+    assert float(lower / (1 - lower)) == pytest.approx(t / (1 - t) / 2 if t < 1 else math.inf)
+    left = small - (1 - lower) * torch.nn.functional.avg_pool2d(x0[0], 2)[None]
+    assert abs(float(left.mean())) < 0.05 and float(left.std()) == pytest.approx(float(lower), rel=0.05)
+
+
+def test_high_noise_is_denoised_at_half_the_size() -> None:
+    plain, coarse = coarse_prior(None), coarse_prior(0.6)
+    x, prompt, cameras = noise(*SHAPE), plain.encode_prompt("a red box"), plain.cameras(0.2, 0.3)
+    t = torch.tensor([0.5])
+    assert torch.equal(coarse.predict_x0(x, t, prompt, cameras)[0], plain.predict_x0(x, t, prompt, cameras)[0])
+    t = torch.tensor([0.6])
+    small, lower = halved(x, t)
+    expected = doubled(plain.model(small, lower, prompt.positive, patch_rays(cameras, 1)[None]))
+    assert torch.allclose(coarse.predict_x0(x, t, prompt, cameras)[0], expected.clamp(-1.1, 1.1), atol=1e-5)
+    weights = dict(coarse.linears())
+    assert torch.allclose(coarse.predict_x0_with(weights, x, t, prompt, cameras), expected, atol=1e-5)
+
+
+def test_the_border_is_saved(tmp_path: Path) -> None:
+    coarse_prior(0.6).save_pretrained(tmp_path)
+    assert load_embedded(tmp_path).coarse_above == 0.6
+
+
+def test_places_of_a_coarser_grid_are_means() -> None:
+    places = torch.arange(16.0)[:, None].expand(16, 3)  # 4 x 4, row by row
+    assert torch.equal(pooled_places(places, 4), places)
+    assert torch.equal(pooled_places(places, 2)[:, 0], torch.tensor([2.5, 4.5, 10.5, 12.5]))
 
 
 # Sampling -------------------------------------------------------------------------------------------------------------

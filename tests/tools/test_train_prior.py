@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -57,6 +58,31 @@ def test_three_and_three_steps_are_six(
     assert (state["step"], state["objects"]) == (6, 24)
     rows = [json.loads(line) for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [3, 6] and all(row["loss"] > 0 for row in rows)
+
+
+def test_every_other_step_is_coarse(tool: ModuleType, data: tuple[Path, Path], tmp_path: Path) -> None:
+    """Stopped between a coarse step and a fine one: the same weights, and a prior that knows the border."""
+    whole = train(tool, data, tmp_path / "whole", 6, "--coarse-above", "0.7")
+    train(tool, data, tmp_path / "parts", 3, "--coarse-above", "0.7")
+    parts = train(tool, data, tmp_path / "parts", 6)
+    assert all(torch.equal(whole[k], parts[k]) for k in whole)
+    state = json.loads((tmp_path / "parts" / "state.json").read_text())
+    assert (state["objects"], state["smaller"]) == (3 * 12 + 3 * 4, 3 * 12)
+    assert load_tool("export_prior").prior_of_run(tmp_path / "parts").coarse_above == 0.7
+    with pytest.raises(SystemExit, match="must lie between 0 and 1"):
+        train(tool, data, tmp_path / "a", 1, "--coarse-above", "1.5")
+    with pytest.raises(SystemExit, match="8 pixels, halved, are no multiple"):
+        train(tool, data, tmp_path / "b", 1, "--coarse-above", "0.7", "--size", "8")
+
+
+def test_noise_levels_stay_within_their_bounds(tool: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    for low, high in ((0.0, 1.0), (0.75, 1.0), (0.0, 0.75)):
+        t = tool.noise_levels(4000, 1.4, 1.5, rng, low, high)
+        assert low <= float(t.min()) and float(t.max()) <= high
+        inside = torch.sigmoid(1.4 + 1.5 * torch.randn(100_000, generator=torch.Generator().manual_seed(0)))
+        inside = inside[(inside > low) & (inside < high)]
+        assert float(t.median()) == pytest.approx(float(inside.median()), abs=0.02)
 
 
 def test_a_run_that_has_its_steps_is_left_alone(
