@@ -35,7 +35,7 @@ Prompts of the picture, row by row, two a row, seed {seed}, {steps} steps, guida
 A transformer over the patches of all views ({parameters:.1f}M parameters, bfloat16): width {width}, {depth} layers,
 patch {patch}, a convolutional stem and head with {stem_channels} channels at 4 pixels a cell. It predicts the clean views
 straight from noisy pixels (x-prediction, flow matching with a velocity loss), conditioned on words ({vocabulary}
-known), on each patch's viewing ray and on the noise level. Cameras: distance 2.7, fov_y 0.47 rad, elevation -10 to 45 degrees,
+known), on each patch's viewing ray and on the noise level. {coarse}Cameras: distance 2.7, fov_y 0.47 rad, elevation -10 to 45 degrees,
 any azimuth, 90 degrees apart. The light is part of the pictures: shade = 0.55 + 0.45 (0.5 + 0.5 n.l) in linear light.
 
 ## Data and licence
@@ -50,17 +50,19 @@ of colour and noun in `rl3d.data.captions.HELD_OUT_PAIRS` were never shown. Weig
 shared 2-core CPU.
 
     python tools/build_views.py DATA CACHE
-    python tools/train_prior.py DATA CACHE --out SMALL --init assets/prior --size 32 --t-mean 1.31 --batch 64 \
-        --lr 1.5e-3 --compile --minutes MINUTES
-    python tools/train_prior.py DATA CACHE --out RUN --init SMALL --t-mean 1.0 --t-std 1.4 --batch 32 --lr 1.5e-3 \
-        --compile --minutes MINUTES --cooldown 0.7
+    python tools/train_prior.py DATA CACHE --out A --batch 32 --lr 1.5e-3 --compile --minutes MINUTES
+    python tools/train_prior.py DATA CACHE --out B --init A --size 32 --t-mean 1.31 --batch 64 --lr 1.5e-3 --compile \
+        --minutes MINUTES
+    python tools/train_prior.py DATA CACHE --out RUN --init B --coarse-above 0.75 --t-mean 1.4 --t-std 1.5 --batch 32 \
+        --lr 1.5e-3 --compile --minutes MINUTES --cooldown 0.5
     python tools/prior_card.py RUN
 
-So went the last two parts. The first 31,000 objects were drawn at lower noise levels (logit-normal, `--t-mean 0.4
---t-std 1`) and, like the next 8,900, in batches of 16 without views from the front; those up to 256,000 at the tool's
-defaults (2.0 and 1.3).
+A: up to 256,000 objects, the first 31,000 at lower noise levels (`--t-mean 0.4 --t-std 1`) and, like the next 8,900, in
+batches of 16 without views from the front. Between A and B, and between B and RUN, some 40,000 objects at 64 pixels
+with `--t-mean 0.8` and `1.0 --t-std 1.4`. What each part brought: docs/benchmarks/prior_candidates.md.
 
-Mean squared x0 error (range [-1, 1]) of the averaged weights at 64 pixels, on 48 fixed draws with fixed noise:
+Mean squared x0 error (range [-1, 1]) of the averaged weights, asked as the prior asks, on 48 fixed draws of 64
+pixels with fixed noise:
 
 | objects | minutes | val t=0.3 | val t=0.6 | val t=0.9 | train t=0.9 |
 |---|---|---|---|---|---|
@@ -73,6 +75,10 @@ Other candidates at equal wall-clock: docs/benchmarks/prior_candidates.md.
 Training time is the limit: the run resumes and the error still falls. It knows the words of its data set and nothing
 else. Thin parts and text-like detail are beyond 64 pixels; views may disagree in detail.
 """
+
+COARSE = """From t = {border} up it
+denoises views of 32 pixels, the means of four (they keep the picture and half of the noise), and the result is enlarged:
+layouts are decided there, at a quarter of the tokens. """
 
 
 def history(run: Path) -> dict[str, Any]:
@@ -100,6 +106,8 @@ def card(run: Path, parameters: float, **sampling: object) -> str:
         for row in facts["log"]
     )
     model = {k: state["model"][k] for k in ("width", "depth", "patch", "stem_channels")}
+    border = state["model"].get("coarse_above")
+    coarse = "" if border is None else COARSE.format(border=border)
     return CARD.format(
         rows=rows,
         parameters=parameters / 1e6,
@@ -107,6 +115,7 @@ def card(run: Path, parameters: float, **sampling: object) -> str:
         steps_trained=state["step"],
         objects=state["objects"],
         smaller=facts["smaller"],
+        coarse=coarse,
         minutes=state["seconds"] / 60,
         prompts=", ".join(GRID_PROMPTS),
         **model,
