@@ -32,6 +32,7 @@ from rl3d.priors.protocol import PromptEmbedding
 
 PIPELINE_CLASS = "MultiViewPipeline"
 DISTANCE, FOV_Y = 2.7, 0.47  # the cameras it was trained with
+GUIDE_ABOVE = 0.75  # sampling is guided above this noise level only, see `EmbeddedPrior.sample`
 NOT_CONTENT = frozenset(ARTICLES) | frozenset(FILLERS)
 
 
@@ -250,6 +251,9 @@ class EmbeddedPrior:
     ) -> Tensor:
         """Images [B, V, 4, S, S] in [0, 1] by the scheduler's Euler steps.
 
+        `guidance` acts from t = 1 down to `GUIDE_ABOVE`, where words decide what is there; further down it only makes
+        surfaces blotchy (Kynkäänniemi et al. 2024, arXiv 2404.07724, limit it to an interval) and costs twice.
+
         Args:
             start: [B, V, 4, S, S] images to begin from instead of noise (SDEdit, Meng et al. 2021, arXiv 2108.01073),
                 noised to the level `strength` in (0, 1].
@@ -275,7 +279,8 @@ class EmbeddedPrior:
         x = noise if start is None else self.add_noise(self.to_latents(start.to(noise)), noise, sigmas[:1].expand(b))
         for i, timestep in enumerate(self.scheduler.timesteps):
             sigma = sigmas[i].clamp_min(1e-3)
-            x0, _ = self.predict_x0(x, sigma.expand(b), prompt, cameras, guidance)
+            guided = guidance if float(sigma) >= GUIDE_ABOVE else 1.0
+            x0, _ = self.predict_x0(x, sigma.expand(b), prompt, cameras, guided)
             x = self.scheduler.step((x - x0.clamp(-1, 1)) / sigma, timestep, x, return_dict=False)[0]
             if progress is not None:
                 progress(i + 1, steps)

@@ -367,6 +367,20 @@ def test_a_perfect_denoiser_is_followed_to_the_end(oracle: Oracle, steps: int) -
         assert torch.allclose(x, oracle.add_noise(oracle.truth, eps, torch.tensor([t])), atol=1e-5)
 
 
+def test_sampling_is_guided_where_noise_is_high(prior: EmbeddedPrior, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[float, float]] = []
+    own = EmbeddedPrior.predict_x0
+
+    def predict(self: EmbeddedPrior, x_t: Tensor, t: Tensor, prompt: Any, cameras: Cameras, guidance: float) -> Any:
+        asked.append((float(t[0]), guidance))
+        return own(self, x_t, t, prompt, cameras, guidance)
+
+    monkeypatch.setattr(EmbeddedPrior, "predict_x0", predict)
+    prior.sample(prior.encode_prompt("box"), prior.cameras(0, 0.2), steps=8, guidance=3.0, generator=seeded(0))
+    assert {guidance for t, guidance in asked if t >= 0.75} == {3.0}
+    assert {guidance for t, guidance in asked if t < 0.75} == {1.0}
+
+
 def test_starting_from_images(oracle: Oracle) -> None:
     start = torch.rand(SHAPE, generator=seeded(7))
     prompt, cameras = oracle.encode_prompt("box"), oracle.cameras(0, 0.2)
