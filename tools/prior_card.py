@@ -35,7 +35,8 @@ Prompts of the picture, row by row, two a row, seed {seed}, {steps} steps, guida
 A transformer over the patches of all views ({parameters:.1f}M parameters, bfloat16): width {width}, {depth} layers,
 patch {patch}, a convolutional stem and head with {stem_channels} channels at 4 pixels a cell. It predicts the clean views
 straight from noisy pixels (x-prediction, flow matching with a velocity loss), conditioned on words ({vocabulary}
-known), on each patch's viewing ray and on the noise level. {coarse}Cameras: distance 2.7, fov_y 0.47 rad, elevation -10 to 45 degrees,
+known), on each patch's viewing ray and on the noise level.
+{coarse}Cameras: distance 2.7, fov_y 0.47 rad, elevation -10 to 45 degrees,
 any azimuth, 90 degrees apart. The light is part of the pictures: shade = 0.55 + 0.45 (0.5 + 0.5 n.l) in linear light.
 
 ## Data and licence
@@ -51,9 +52,9 @@ shared 2-core CPU.
 
     python tools/build_views.py DATA CACHE
     python tools/train_prior.py DATA CACHE --out A --batch 32 --lr 1.5e-3 --compile --minutes MINUTES
-    python tools/train_prior.py DATA CACHE --out B --init A --size 32 --t-mean 1.31 --batch 64 --lr 1.5e-3 --compile \
+    python tools/train_prior.py DATA CACHE --out B --init A --size 32 --t-mean 1.31 --batch 64 --lr 1.5e-3 --compile \\
         --minutes MINUTES
-    python tools/train_prior.py DATA CACHE --out RUN --init B --coarse-above 0.75 --t-mean 1.4 --t-std 1.5 --batch 32 \
+    python tools/train_prior.py DATA CACHE --out RUN --init B --coarse-above 0.75 --t-mean 1.4 --t-std 1.5 --batch 32 \\
         --lr 1.5e-3 --compile --minutes MINUTES --cooldown 0.5
     python tools/prior_card.py RUN
 
@@ -76,9 +77,9 @@ Training time is the limit: the run resumes and the error still falls. It knows 
 else. Thin parts and text-like detail are beyond 64 pixels; views may disagree in detail.
 """
 
-COARSE = """From t = {border} up it
-denoises views of 32 pixels, the means of four (they keep the picture and half of the noise), and the result is enlarged:
-layouts are decided there, at a quarter of the tokens. """
+COARSE = """From t = {border} up it denoises views of 32 pixels, the means of four (they keep the picture and half of the noise), and
+the result is enlarged: layouts are decided there, at a quarter of the tokens.
+"""
 
 
 def history(run: Path) -> dict[str, Any]:
