@@ -326,7 +326,9 @@ def main() -> None:
     for source in (train, held_out):
         drawn = source.draw(48, np.random.default_rng(123))
         images, words, rays = (x.to(device) for x in prepared(source, drawn, index, size, grid))
-        coarse_rays = prepared(source, drawn, index, size, grid // 2)[2].to(device) if border is not None else None
+        coarse_rays = None
+        if border is not None:
+            coarse_rays = patch_rays(source.cameras(drawn[2]), grid // 2).unflatten(0, (len(images), -1)).to(device)
         noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(5)).to(device)
         fixed.append((images, words, rays, coarse_rays, noise))
 

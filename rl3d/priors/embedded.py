@@ -109,7 +109,7 @@ class EmbeddedPrior:
         self.scheduler = scheduler
         self.name = name
         self.image_size = int(model.config["image_size"])
-        self.coarse_above: float | None = model.config["coarse_above"]
+        self.coarse_above = float(model.config["coarse_above"] or math.inf)
 
     def encode_prompt(self, prompt: str, negative_prompt: str = "") -> PromptEmbedding:
         """Word ids of prompt and negative prompt, [1, MAX_WORDS] each.
@@ -171,9 +171,9 @@ class EmbeddedPrior:
             InputError: another number of cameras or prompts.
         """
         b = len(x_t)
-        words = (
-            [rows(prompt.positive, b)] if guidance == 1.0 else [rows(p, b) for p in (prompt.positive, prompt.negative)]
-        )
+        words = [rows(prompt.positive, b)]
+        if guidance != 1.0:
+            words.append(rows(prompt.negative, b))
         x0 = self._clean(self.model, x_t, t, words, cameras).clamp(-1.1, 1.1)
         if guidance == 1.0:
             return x0, x0
@@ -186,19 +186,18 @@ class EmbeddedPrior:
         """float32 x0 [len(words) * B, V, 4, S, S] for each of `words` [B, L]; at half size where noise is high."""
         b, v = x_t.shape[:2]
         t = t.expand(b)
-        coarse = torch.full_like(t, False, dtype=torch.bool) if self.coarse_above is None else t >= self.coarse_above
-        if bool(coarse.any()) and not bool(coarse.all()):
+        coarse, size = t >= self.coarse_above, self.image_size
+        high = int(coarse.sum())
+        if 0 < high < b:
             return self._mixed(model, x_t, t, words, cameras, coarse)
-        size = self.image_size
-        if bool(coarse.any()):
+        if high:
             (x_t, t), size = halved(x_t, t), size // 2
-        rays = (
-            patch_rays(camera_rows(cameras, b, v), size // int(self.model.config["patch"])).to(x_t).unflatten(0, (b, v))
-        )
+        grid = size // int(self.model.config["patch"])
+        rays = patch_rays(camera_rows(cameras, b, v), grid).to(x_t).unflatten(0, (b, v))
         n = len(words)
         x_t, t, rays = (torch.cat([a] * n) if n > 1 else a for a in (x_t, t, rays))
         x0 = model(x_t.to(self.dtype), t, torch.cat(words), rays).float()
-        return x0 if size == self.image_size else doubled(x0)
+        return doubled(x0) if high else x0
 
     def _mixed(
         self,
