@@ -109,6 +109,7 @@ class EmbeddedPrior:
         self.scheduler = scheduler
         self.name = name
         self.image_size = int(model.config["image_size"])
+        self.latent_shape = (4, self.image_size, self.image_size)
         self.coarse_above = float(model.config["coarse_above"] or math.inf)
 
     def encode_prompt(self, prompt: str, negative_prompt: str = "") -> PromptEmbedding:
@@ -161,6 +162,16 @@ class EmbeddedPrior:
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         level = t.reshape(-1, *[1] * (latents.ndim - 1))
         return (1 - level) * latents + level * noise
+
+    def times(self, steps: int) -> Tensor:
+        """See `Prior.times`; they crowd at high noise, see `new_scheduler`."""
+        return self._sigmas(1.0, steps).double()
+
+    def _sigmas(self, top: float, steps: int) -> Tensor:
+        """The scheduler's levels [steps + 1] from `top` (before its shift) to 0; the scheduler is set to them."""
+        sigmas = np.linspace(top, top / steps, steps).tolist()
+        self.scheduler.set_timesteps(sigmas=sigmas, device=self.device)
+        return self.scheduler.sigmas
 
     def predict_x0(
         self, x_t: Tensor, t: Tensor, prompt: PromptEmbedding, cameras: Cameras, guidance: float = 1.0
@@ -219,9 +230,15 @@ class EmbeddedPrior:
             out[:, chosen] = x0.unflatten(0, (len(words), -1))
         return out.flatten(0, 1)
 
+    @property
+    def network(self) -> MultiViewTransformer:
+        """What an adapter may be put on, see `rl3d.priors.adapters`."""
+        return self.model
+
     def linears(self) -> dict[str, Tensor]:
         """The transformer blocks' weights [O, I] by name, see `rl3d.priors.low_rank.AdaptablePrior`."""
-        return {k: v for k, v in self.model.named_parameters() if k.startswith("blocks.") and k.endswith(".weight")}
+        weights = {k: v for k, v in self.model.named_parameters() if k.startswith("blocks.") and k.endswith(".weight")}
+        return {k: v for k, v in weights.items() if ".lora_" not in k}
 
     def predict_x0_with(
         self, weights: Mapping[str, Tensor], x_t: Tensor, t: Tensor, prompt: PromptEmbedding, cameras: Cameras
@@ -273,8 +290,7 @@ class EmbeddedPrior:
         noise = torch.randn(shape, generator=generator, device=generator.device).to(self.device)
         shift = float(self.scheduler.config.shift)
         top = strength / (shift - (shift - 1) * strength)  # the scheduler's shift takes it to `strength`
-        self.scheduler.set_timesteps(sigmas=np.linspace(top, top / steps, steps).tolist(), device=self.device)
-        sigmas = self.scheduler.sigmas
+        sigmas = self._sigmas(top, steps)
         x = noise if start is None else self.add_noise(self.to_latents(start.to(noise)), noise, sigmas[:1].expand(b))
         for i, timestep in enumerate(self.scheduler.timesteps):
             sigma = sigmas[i].clamp_min(1e-3)

@@ -124,6 +124,7 @@ class LatentPrior(ABC):
         self.name, self.licence = parts.name, parts.licence
         self.device = parts.device
         self.latent_size = image_size // parts.vae_factor
+        self.latent_shape = (int(parts.vae.config.latent_channels), self.latent_size, self.latent_size)
 
     @abstractmethod
     def encode_prompt(self, prompt: str, negative_prompt: str = "") -> PromptEmbedding:
@@ -165,6 +166,15 @@ class LatentPrior(ABC):
         """x_t = a_t x + s_t eps for latents [B, V, c, h, w] and t [B] in (0, 1); differentiable."""
         a, s = self.parts.schedule.signal_and_noise(t)
         return a * latents + s * noise
+
+    def times(self, steps: int) -> Tensor:
+        """See `Prior.times`; even steps, as in `ddim`."""
+        return 1 - torch.arange(steps + 1, dtype=torch.float64, device=self.device) / steps
+
+    @property
+    def network(self) -> torch.nn.Module:
+        """What an adapter may be put on, see `rl3d.priors.adapters`."""
+        return self.unet
 
     def predict_x0(
         self, x_t: Tensor, t: Tensor, prompt: PromptEmbedding, cameras: Cameras, guidance: float = 1.0
@@ -208,8 +218,8 @@ class LatentPrior(ABC):
         strength: float = 1.0,
     ) -> Tensor:
         """Images [B, V, 3, H, W] in [0, 1] for B prompts by DDIM, from noise or from `start` (see `Prior.sample`)."""
-        shape = (len(prompt.prompts), self.n_views, self.parts.vae.config.latent_channels)
-        noise = torch.randn(*shape, self.latent_size, self.latent_size, generator=generator, device=generator.device)
+        shape = (len(prompt.prompts), self.n_views, *self.latent_shape)
+        noise = torch.randn(shape, generator=generator, device=generator.device)
         latents = ddim(
             lambda x, t: self.predict_x0(x, t, prompt, cameras, guidance)[0],
             self.parts.schedule.signal_and_noise,

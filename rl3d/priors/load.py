@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from rl3d import hub
 from rl3d.errors import AssetError, InputError
+from rl3d.priors import adapters
 from rl3d.priors.protocol import Prior, PromptEmbedding
 
 # Never the repository's top folder of whole-checkpoint files, never anything pickled or executable.
@@ -24,7 +25,7 @@ def load(spec: str | None = None, device: torch.device | str = "cpu", dtype: tor
     Args:
         spec: None or "embedded" for the model inside the package; a folder; or a hub id "OWNER/NAME[@REVISION]".
             Folders: Stable Diffusion 1.x / 2.x text-to-image pipelines and MVDream-format pipelines in the diffusers
-            layout, and rl3d's own multi-view pipelines. Code in a model's repository is never run.
+            layout, rl3d's own multi-view pipelines, and adapters that `rl3d finetune` made of any of them. Code in a model's repository is never run.
         device: where it runs.
         dtype: of hub models' networks; None takes float16 on a GPU, float32 on a CPU.
 
@@ -56,11 +57,16 @@ def locate(spec: str) -> Path:
 
 
 def load_folder(folder: Path, device: torch.device, dtype: torch.dtype | None = None, *, name: str = "") -> Prior:
-    """The prior in a folder with a model_index.json.
+    """The prior in a folder with a model_index.json, or with an adapter of one.
 
     Raises:
         AssetError: see `load`.
     """
+    if (folder / adapters.CONFIG).is_file():
+        tuned: Any = load(adapters.adapter_base(folder), device, dtype)
+        adapters.load_adapter(tuned, folder)
+        tuned.name = name or folder.name
+        return cast(Prior, tuned)
     index_path = folder / "model_index.json"
     if not index_path.is_file():
         raise AssetError(

@@ -100,7 +100,7 @@ class GaussianMixturePrior:
             raise InputError(f"mixture images must be square RGB or RGBA, got {list(unconditional.means.shape[1:])}")
         self.prompts, self.unconditional = prompts, unconditional
         self.has_alpha, self.background, self.baked_light = channels == 4, background, False
-        self.channels = channels
+        self.channels, self.latent_shape = channels, (channels, width, width)
         self.name, self.licence = "analytic Gaussian mixture", "Apache-2.0"
 
     def encode_prompt(self, prompt: str, negative_prompt: str = "") -> PromptEmbedding:
@@ -134,6 +134,10 @@ class GaussianMixturePrior:
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         a, s = levels(t)
         return a * latents + s * noise
+
+    def times(self, steps: int) -> Tensor:
+        """See `Prior.times`; even steps."""
+        return 1 - torch.arange(steps + 1, dtype=torch.float64) / steps
 
     def predict_x0(
         self, x_t: Tensor, t: Tensor, prompt: PromptEmbedding, cameras: Cameras, guidance: float = 1.0

@@ -31,6 +31,7 @@ class Prior(Protocol):
     Attributes:
         n_views: views denoised jointly (1 for a plain text-to-image model).
         image_size: height and width of the images it works on, pixels.
+        latent_shape: (c, h, w) of a view in the diffusion space.
         has_alpha: True when images are RGBA (premultiplied sRGB + alpha), False for RGB over `background`.
         background: grey level [0, 1] behind the object when `has_alpha` is False.
         baked_light: True when the images carry the half-Lambert light of `rl3d.render.shading`, which an export can
@@ -40,6 +41,7 @@ class Prior(Protocol):
 
     n_views: int
     image_size: int
+    latent_shape: tuple[int, int, int]
     has_alpha: bool
     background: float
     baked_light: bool
@@ -64,6 +66,10 @@ class Prior(Protocol):
 
     def add_noise(self, latents: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t = a_t x + s_t eps for t [B] in (0, 1), 1 = pure noise; differentiable."""
+        ...
+
+    def times(self, steps: int) -> Tensor:
+        """[steps + 1] falling noise levels at which the model likes to be sampled, from (nearly) 1 to 0, float64."""
         ...
 
     def predict_x0(
@@ -95,3 +101,16 @@ class Prior(Protocol):
         Meng et al. 2021, arXiv 2108.01073).
         """
         ...
+
+
+def levels_of(prior: Prior, t: float, like: Tensor) -> tuple[float, float]:
+    """a_t and s_t of a prior, read off what it does to a one and a zero."""
+    one = torch.ones(1, 1, 1, 1, 1, dtype=like.dtype, device=like.device)
+    level = torch.full((1,), t, device=like.device)
+    zero = torch.zeros_like(one)
+    return float(prior.add_noise(one, zero, level)), float(prior.add_noise(zero, one, level))
+
+
+def device_of(prior: Prior) -> torch.device:
+    """Where the prior's cameras live; its samples and the scenes made of them live there too."""
+    return prior.cameras(0.0, 0.0).device

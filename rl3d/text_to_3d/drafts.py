@@ -18,13 +18,13 @@ from torch import Tensor
 from rl3d.cameras import Cameras
 from rl3d.errors import AssetError, InputError, RL3DError
 from rl3d.files import atomic_path, file_lock
-from rl3d.priors.protocol import Prior, PromptEmbedding
+from rl3d.priors.protocol import Prior, PromptEmbedding, device_of
 from rl3d.progress import Progress
+from rl3d.rewards.pictures import to_rgba
 from rl3d.runs import Run, finished_stages
 from rl3d.text_to_3d import lift
 from rl3d.text_to_3d.distill import Anchor
 from rl3d.text_to_3d.options import GenerateOptions
-from rl3d.text_to_3d.pictures import to_rgba
 from rl3d.text_to_3d.splats import SplatState
 from rl3d.workers import Worker
 
@@ -38,11 +38,6 @@ def generator_for(seed: int, *keys: int) -> torch.Generator:
     for key in keys:
         mixed = (mixed * 1_000_003 + key + 1) % (2**63 - 1)
     return torch.Generator().manual_seed(mixed)
-
-
-def device_of(prior: Prior) -> torch.device:
-    """Where the prior's cameras live; the scene lives there too."""
-    return prior.cameras(0.0, 0.0).device
 
 
 def sample_views(

@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 
 from rl3d.errors import InputError
+from rl3d.rewards.pictures import mesh_input
 from rl3d.text_to_3d.engine import Guidance, Shot, checked, combine, predict, watch_constant, weight_of
-from rl3d.text_to_3d.pictures import mesh_input
 
 
 def dreamcs(shot: Shot) -> Guidance:

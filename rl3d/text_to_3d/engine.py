@@ -19,12 +19,12 @@ from torch import Tensor
 
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError, RL3DError
-from rl3d.priors.protocol import Prior, PromptEmbedding
+from rl3d.priors.protocol import Prior, PromptEmbedding, levels_of
+from rl3d.rewards.pictures import reward_input
 from rl3d.rewards.protocol import Reward, RewardInput, check_scores
 from rl3d.scenes.mesh import Mesh
 from rl3d.text_to_3d.method_options import MethodOptions, RewardOptions
 from rl3d.text_to_3d.options import DistillOptions
-from rl3d.text_to_3d.pictures import reward_input
 from rl3d.text_to_3d.rescale import rescale_cfg
 
 Memory = Mapping[str, Tensor]
@@ -89,14 +89,6 @@ class Guidance:
     strength: float = 0.0
     numbers: Mapping[str, float] = field(default_factory=dict)
     memory: Memory = field(default_factory=dict)
-
-
-def levels_of(prior: Prior, t: float, like: Tensor) -> tuple[float, float]:
-    """a_t and s_t of a prior, read off what it does to a one and a zero."""
-    one = torch.ones(1, 1, 1, 1, 1, dtype=like.dtype, device=like.device)
-    level = torch.full((1,), t, device=like.device)
-    zero = torch.zeros_like(one)
-    return float(prior.add_noise(one, zero, level)), float(prior.add_noise(zero, one, level))
 
 
 def weight_of(shot: Shot) -> float:

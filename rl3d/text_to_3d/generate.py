@@ -17,7 +17,7 @@ from typing import Any
 from rl3d.config import resolve
 from rl3d.errors import ConfigError, InputError, nearest
 from rl3d.priors import load as load_prior
-from rl3d.priors.protocol import Prior, PromptEmbedding
+from rl3d.priors.protocol import Prior, PromptEmbedding, device_of
 from rl3d.progress import Progress
 from rl3d.rewards.calibrated import calibration_warning
 from rl3d.rewards.protocol import Reward
@@ -27,7 +27,6 @@ from rl3d.text_to_3d.distill import Anchor, distill_rates, distill_step
 from rl3d.text_to_3d.drafts import (
     candidate_seed,
     choose,
-    device_of,
     draft_all,
     generator_for,
     help_drafts,

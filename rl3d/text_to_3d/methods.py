@@ -16,6 +16,7 @@ from rl3d.priors.protocol import Prior, PromptEmbedding
 from rl3d.rewards.embedded import JudgeReward, load, refuse_gold
 from rl3d.rewards.geometry import GeometricReward
 from rl3d.rewards.judges import Judge
+from rl3d.rewards.pictures import reward_input
 from rl3d.rewards.protocol import Reward
 from rl3d.rewards.reward3d import Reward3D
 from rl3d.rewards.reward_cs import RewardCS
@@ -25,7 +26,6 @@ from rl3d.text_to_3d.dreamreward import dreamreward
 from rl3d.text_to_3d.engine import Guidance, Shot
 from rl3d.text_to_3d.ism import ism
 from rl3d.text_to_3d.method_options import MethodOptions
-from rl3d.text_to_3d.pictures import reward_input
 from rl3d.text_to_3d.rewardsds import rewardsds
 from rl3d.text_to_3d.sds import sds
 from rl3d.text_to_3d.vsd import vsd

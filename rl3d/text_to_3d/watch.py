@@ -21,6 +21,7 @@ from rl3d.priors.protocol import Prior
 from rl3d.render.frames import Frames
 from rl3d.rewards.embedded import load
 from rl3d.rewards.geometry import GeometricReward
+from rl3d.rewards.pictures import BACKGROUND, mesh_input
 from rl3d.rewards.protocol import Reward, RewardInput, check_scores
 from rl3d.rewards.reward_cs import RewardCS
 from rl3d.rewards.tidy import TIDY
@@ -41,7 +42,6 @@ from rl3d.text_to_3d.alarms import (
 from rl3d.text_to_3d.leaves import Rates
 from rl3d.text_to_3d.methods import Guide
 from rl3d.text_to_3d.options import GenerateOptions
-from rl3d.text_to_3d.pictures import BACKGROUND, mesh_input
 from rl3d.text_to_3d.scene import SceneState, finished, load_scene
 
 ROWS, UNIT, ALLOWED = "guard.rows", "guard.unit", "guard.allowed"  # in the guide's memory

@@ -21,6 +21,7 @@ from tiny_world import load_tool, random_prior
 from rl3d.errors import AssetError, ConfigError, InputError
 from rl3d.priors.embedded import EmbeddedPrior
 from rl3d.rewards import reward
+from rl3d.rewards.pictures import to_rgba
 from rl3d.runs import finished_stages, read_metrics, status
 from rl3d.scenes import Field, Gaussians, Mesh
 from rl3d.text_to_3d import drafts, finish
@@ -28,7 +29,6 @@ from rl3d.text_to_3d.drafts import candidate_seed, generator_for, sample_views, 
 from rl3d.text_to_3d.generate import generate, text_to_3d
 from rl3d.text_to_3d.method_options import MethodOptions
 from rl3d.text_to_3d.options import GenerateOptions, SampleOptions
-from rl3d.text_to_3d.pictures import to_rgba
 
 # `rl3d.text_to_3d.generate` is also the name of a function in some importers' eyes; this is the module.
 module = sys.modules["rl3d.text_to_3d.generate"]

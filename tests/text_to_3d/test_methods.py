@@ -15,6 +15,7 @@ from rl3d.config import preset_names, preset_path, resolve
 from rl3d.errors import ConfigError, InputError
 from rl3d.priors.embedded import EmbeddedPrior
 from rl3d.priors.protocol import PromptEmbedding
+from rl3d.rewards.pictures import prior_images
 from rl3d.rewards.protocol import Reward, RewardInput
 from rl3d.text_to_3d.distill import distill_rates, distill_step, random_orbits
 from rl3d.text_to_3d.leaves import load_memory
@@ -29,7 +30,6 @@ from rl3d.text_to_3d.method_options import (
 )
 from rl3d.text_to_3d.methods import METHODS, Guide, check_prompt, guide_for, reward_summary
 from rl3d.text_to_3d.options import DistillOptions, GenerateOptions, LiftOptions, method_preset
-from rl3d.text_to_3d.pictures import prior_images
 from rl3d.text_to_3d.rescale import rescale_cfg
 from rl3d.text_to_3d.schedule import Schedule
 from rl3d.text_to_3d.splats import SplatState, smallest_scale

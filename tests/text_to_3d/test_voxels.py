@@ -122,7 +122,7 @@ def test_rewardcs_reaches_the_surface_and_nothing_is_rendered_for_it(
     def refuse(*args: object, **options: object) -> None:
         raise AssertionError("it looks at no picture")
 
-    monkeypatch.setattr("rl3d.text_to_3d.pictures.render", refuse)
+    monkeypatch.setattr("rl3d.rewards.pictures.render", refuse)
     found = []
     for sign in (1, -1):  # the same seeds with the opposite reward
         state, reward = begin_scene(ball, method(), RATES), random_rewardcs()
