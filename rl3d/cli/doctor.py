@@ -66,7 +66,6 @@ EXTRAS = (
     Extra("viser", "viser", "a live viewer in the browser (planned)", "Apache-2.0", "pip install viser"),
     Extra("usd-core", "pxr", "USD files of meshes", "TOST-1.0", "pip install usd-core"),
     Extra("gymnasium", "gymnasium", "environments for 3D agents (planned)", "MIT", "pip install gymnasium"),
-    Extra("peft", "peft", "LoRA fine-tuning of hub models (planned)", "Apache-2.0", "pip install peft"),
     Extra(
         "imageio",
         "imageio",

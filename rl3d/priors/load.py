@@ -25,7 +25,8 @@ def load(spec: str | None = None, device: torch.device | str = "cpu", dtype: tor
     Args:
         spec: None or "embedded" for the model inside the package; a folder; or a hub id "OWNER/NAME[@REVISION]".
             Folders: Stable Diffusion 1.x / 2.x text-to-image pipelines and MVDream-format pipelines in the diffusers
-            layout, rl3d's own multi-view pipelines, and adapters that `rl3d finetune` made of any of them. Code in a model's repository is never run.
+            layout, rl3d's own multi-view pipelines, and adapters that `rl3d finetune` made of any of them. Code in a
+            model's repository is never run.
         device: where it runs.
         dtype: of hub models' networks; None takes float16 on a GPU, float32 on a CPU.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def drawn(options: SamplerOptions, schedule, count: int = 40_000) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     times = torch.linspace(1, 0, options.steps + 1, dtype=torch.float64).tolist()
     x = torch.randn(count, 1, 1, 1, 1, dtype=torch.float64, generator=generator)
-    for t, u in zip(times, times[1:]):
+    for t, u in pairwise(times):
         levels = Levels(t, u, *schedule(t), *schedule(u))
         step = step_from(x, posterior_mean(x, levels.a_t, levels.s_t), levels, options, noisy=True)
         noise = torch.randn(x.shape, dtype=torch.float64, generator=generator)
