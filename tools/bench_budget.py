@@ -13,8 +13,9 @@ from typing import Any
 
 from rl3d.errors import InputError
 from rl3d.priors.protocol import Prior
+from rl3d.randomness import generator_for
 from rl3d.text_to_3d.distill import Anchor, distill_rates, distill_step
-from rl3d.text_to_3d.drafts import generator_for, lift_views, sample_views, view_judge
+from rl3d.text_to_3d.drafts import lift_views, sample_views, view_judge
 from rl3d.text_to_3d.methods import guide_for
 from rl3d.text_to_3d.options import GenerateOptions
 from rl3d.text_to_3d.scene import begin_scene

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
-from rl3d.multiview.samplers import Levels, SamplerOptions, Step, log_density, predict_step
+from rl3d.multiview.sampler_options import SamplerOptions
+from rl3d.multiview.samplers import Levels, Step, log_density, predict_step
 from rl3d.priors.protocol import Prior, PromptEmbedding, device_of
 
 

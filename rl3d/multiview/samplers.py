@@ -21,29 +21,9 @@ import torch
 from torch import Tensor
 
 from rl3d.cameras import Cameras
-from rl3d.errors import ConfigError, InputError
+from rl3d.errors import InputError
+from rl3d.multiview.sampler_options import SamplerOptions
 from rl3d.priors.protocol import Prior, PromptEmbedding, levels_of
-
-KINDS = ("ddim", "lcm", "flow_sde", "dance_sde")
-
-
-@dataclass(frozen=True)
-class SamplerOptions:
-    """How rollouts are drawn."""
-
-    kind: str = "ddim"
-    steps: int = 12
-    noise: float = 1.0  # see the module
-    guidance: float = 1.0  # classifier-free guidance scale; 1 switches it off and halves the cost
-    guide_above: float = 0.0  # noise level down to which guidance acts
-
-    def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"sampler.kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
-        if self.steps < 2:
-            raise ConfigError(f"sampler.steps must be at least 2, got {self.steps}: the last one has no noise")
-        if self.noise < 0 or (self.kind == "ddim" and self.noise > 1):
-            raise ConfigError(f"sampler.noise must be positive, and at most 1 for ddim; got {self.noise}")
 
 
 @dataclass(frozen=True)

@@ -120,3 +120,16 @@ def join_prompts(prompts: Sequence[PromptEmbedding]) -> PromptEmbedding:
         cat([p.negative for p in prompts]),
         [text for p in prompts for text in p.prompts],
     )
+
+
+def prompt_row(prompt: PromptEmbedding, i: int) -> PromptEmbedding:
+    """One prompt of a batch of them."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[i : i + 1]
+        if isinstance(value, dict):
+            return {k: cut(v) for k, v in value.items()}
+        return type(value)(cut(v) for v in value)
+
+    return PromptEmbedding(cut(prompt.positive), cut(prompt.negative), prompt.prompts[i : i + 1])

@@ -20,6 +20,7 @@ from rl3d.errors import AssetError, InputError, RL3DError
 from rl3d.files import atomic_path, file_lock
 from rl3d.priors.protocol import Prior, PromptEmbedding, device_of
 from rl3d.progress import Progress
+from rl3d.randomness import generator_for
 from rl3d.rewards.pictures import to_rgba
 from rl3d.runs import Run, finished_stages
 from rl3d.text_to_3d import lift
@@ -30,14 +31,6 @@ from rl3d.workers import Worker
 
 POLL = 0.2  # seconds between looks at drafts that other workers make
 RING_STRENGTH = 0.9  # how far a later ring's renders are noised before the prior repaints them
-
-
-def generator_for(seed: int, *keys: int) -> torch.Generator:
-    """A CPU generator that depends on the seed and the place in the run, so that resuming changes nothing."""
-    mixed = seed
-    for key in keys:
-        mixed = (mixed * 1_000_003 + key + 1) % (2**63 - 1)
-    return torch.Generator().manual_seed(mixed)
 
 
 def sample_views(

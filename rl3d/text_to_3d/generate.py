@@ -19,6 +19,7 @@ from rl3d.errors import ConfigError, InputError, nearest
 from rl3d.priors import load as load_prior
 from rl3d.priors.protocol import Prior, PromptEmbedding, device_of
 from rl3d.progress import Progress
+from rl3d.randomness import generator_for
 from rl3d.rewards.calibrated import calibration_warning
 from rl3d.rewards.protocol import Reward
 from rl3d.runs import Run, read_metrics
@@ -28,7 +29,6 @@ from rl3d.text_to_3d.drafts import (
     candidate_seed,
     choose,
     draft_all,
-    generator_for,
     help_drafts,
     load_views,
 )

@@ -13,7 +13,7 @@ from rl3d.cameras import Cameras
 from rl3d.errors import InputError
 from rl3d.multiview.rollout import Path as Drawn
 from rl3d.multiview.rollout import replay, rollout
-from rl3d.multiview.samplers import SamplerOptions
+from rl3d.multiview.sampler_options import SamplerOptions
 from rl3d.priors import load
 from rl3d.priors.adapters import LoraOptions, adapter_parameters, attach, reference
 from rl3d.priors.load import join_prompts

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from rl3d.errors import ConfigError, InputError
-from rl3d.multiview.samplers import Levels, SamplerOptions, ddim_step, log_density, sde_step, step_from
+from rl3d.multiview.sampler_options import SamplerOptions
+from rl3d.multiview.samplers import Levels, ddim_step, log_density, sde_step, step_from
 
 MEAN, STD = 0.3, 0.5  # of 1-D Gaussian data
 

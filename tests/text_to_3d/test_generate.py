@@ -20,12 +20,13 @@ from tiny_world import load_tool, random_prior
 
 from rl3d.errors import AssetError, ConfigError, InputError
 from rl3d.priors.embedded import EmbeddedPrior
+from rl3d.randomness import generator_for
 from rl3d.rewards import reward
 from rl3d.rewards.pictures import to_rgba
 from rl3d.runs import finished_stages, read_metrics, status
 from rl3d.scenes import Field, Gaussians, Mesh
 from rl3d.text_to_3d import drafts, finish
-from rl3d.text_to_3d.drafts import candidate_seed, generator_for, sample_views, view_judge
+from rl3d.text_to_3d.drafts import candidate_seed, sample_views, view_judge
 from rl3d.text_to_3d.generate import generate, text_to_3d
 from rl3d.text_to_3d.method_options import MethodOptions
 from rl3d.text_to_3d.options import GenerateOptions, SampleOptions

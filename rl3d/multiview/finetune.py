@@ -1,0 +1,354 @@
+"""Fine-tuning a multi-view prior on a reward: draw, score, weigh, update, watch, write down; round after round.
+
+Several processes (`accelerate launch`) share the groups of a round and end with the same adapter as one would.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+
+from rl3d.config import to_dict
+from rl3d.errors import InputError
+from rl3d.multiview.algorithms import rule_for
+from rl3d.multiview.looks import Looks
+from rl3d.multiview.options import FinetuneOptions
+from rl3d.multiview.path_rules import path_kl
+from rl3d.multiview.policy import Memory, Policy, Rule
+from rl3d.multiview.rounds import Batch, Verdict, draw, drawn_of, judged, pairs_of, scored, split, turn
+from rl3d.multiview.update import distance_from_base, gradients, optimizer_for, take
+from rl3d.priors.adapters import TunablePrior, save_adapter
+from rl3d.priors.protocol import Prior, PromptEmbedding
+from rl3d.progress import Progress
+from rl3d.rewards.protocol import Reward
+from rl3d.rl import Round, StopOptions, StopState, watched, within_budget
+from rl3d.runs import Run, read_metrics
+from rl3d.text_to_3d.leaves import load_memory, read_leaves, readable, restore_moments, save_leaves
+
+T = TypeVar("T")
+ADAPTER, LAST, CHECKPOINT = "adapter", "last", "finetune.safetensors"
+
+
+@dataclass
+class Training:
+    """What a round changes; all of it is in the checkpoint.
+
+    Attributes:
+        round_, step: rounds and optimizer steps done. micro_batch: view groups at once, halved where memory ran out.
+        stop: of the stopping rules; stopped: why the run ended early. best: (round, guard's score) of the best look.
+    """
+
+    policy: Policy
+    rule: Rule
+    optimizer: torch.optim.AdamW
+    memory: Memory
+    micro_batch: int
+    round_: int = 0
+    step: int = 0
+    stop: StopState = field(default_factory=StopState)
+    stopped: str | None = None
+    best: tuple[int, float] | None = None
+
+
+def finetune(
+    prior: Prior,
+    reward: Reward,
+    prompts: Sequence[str],
+    options: FinetuneOptions | None = None,
+    out: str | Path = "runs/tuned",
+    *,
+    base: str | None = None,
+    guard: Reward | None = None,
+    look_prompts: Sequence[str] | None = None,
+    resume: bool = False,
+    progress: Progress | None = None,
+    accelerator: Accelerator | None = None,
+) -> Path:
+    """Tune an adapter of `prior` on `reward`; the prior carries it afterwards.
+
+    Args:
+        prompts: to train on; each must be one that the prior knows something of. Repeated ones count once.
+        base: what `--prior` named, to be found again when the adapter is loaded; None: the embedded prior.
+        guard: watches and is not optimised; None: nobody does, and the last state is kept.
+        look_prompts: of the looks; None: the first of `prompts`.
+        resume: go on with the unfinished run in `out`; the result is that of an uninterrupted run.
+
+    Returns:
+        The folder of the adapter: the best by the guard, or the last.
+
+    Raises:
+        RL3DError: bad input, see its subclasses.
+    """
+    options, progress = options or FinetuneOptions(), progress or Progress(silent=True)
+    accelerator, out = accelerator or Accelerator(), Path(out)
+    texts = list(dict.fromkeys(prompts))
+    if not texts:
+        raise InputError("fine-tuning needs at least one prompt")
+    embeddings = [prior.encode_prompt(text) for text in texts]
+    config = run_config(base, reward, guard, texts, options)
+    policy, rule = Policy.of(prior, options), rule_for(options)
+    optimizer = optimizer_for(policy, options.adapter)
+    training = Training(policy, rule, optimizer, rule.start(policy), options.micro_batch)
+    looks = None
+    if guard is not None and options.watch.every > 0:
+        seen_prompts = [prior.encode_prompt(text) for text in (look_prompts or texts)[: options.watch.looks]]
+        looks = Looks(prior, reward, guard, tuple(seen_prompts), options, out)
+    with _opened(out, config, resume, accelerator) as run:
+        file = out / "checkpoints" / CHECKPOINT
+        if resume and file.exists():
+            restore(training, file)
+        for stage_name in ("round", "look"):
+            if run is not None:
+                run.rewind(stage_name, training.round_ if file.exists() else -1)
+        if looks is not None and training.round_ == 0:
+            look(training, looks, run, base, config, accelerator)
+        with progress.stage("finetune", options.rounds, done=training.round_) as stage:
+            while training.round_ < options.rounds and training.stopped is None:
+                numbers = one_round(training, reward, embeddings, options, accelerator, progress)
+                training.round_ += 1
+                guarded = None
+                if looks is not None and looks.due(training.round_):
+                    guarded = look(training, looks, run, base, config, accelerator)
+                watch(training, options, numbers, guarded)
+                if run is not None:
+                    run.log("round", training.round_, **numbers)
+                    save(training, file)
+                stage.at(training.round_, reward=numbers["reward"])
+        if run is not None:
+            _write(training, out / LAST, base, config)
+            if looks is None:
+                _write(training, out / ADAPTER, base, config)
+            run.finish(report_of(training, config, read_metrics(out / "metrics.jsonl")))
+    accelerator.wait_for_everyone()
+    return out / ADAPTER
+
+
+def run_config(
+    base: str | None, reward: Reward, guard: Reward | None, prompts: list[str], options: FinetuneOptions
+) -> dict[str, Any]:
+    """What decides the adapter, as plain values for the run's config.json."""
+    names = {"prior": base or "embedded", "reward": reward.name, "guard": None if guard is None else guard.name}
+    return {**names, "prompts": prompts, **to_dict(options)}
+
+
+@contextmanager
+def _opened(out: Path, config: dict[str, Any], resume: bool, accelerator: Accelerator) -> Iterator[Run | None]:
+    """The run folder, for the first process; the others wait until it is there."""
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+        yield None
+        return
+    with Run.open(out, config, sys.argv, resume=resume) as run:
+        accelerator.wait_for_everyone()
+        yield run
+
+
+def one_round(
+    training: Training,
+    reward: Reward,
+    prompts: Sequence[PromptEmbedding],
+    options: FinetuneOptions,
+    accelerator: Accelerator,
+    progress: Progress,
+) -> dict[str, float]:
+    """Draw, score, weigh and update once; the numbers for the log."""
+    policy, rule = training.policy, training.rule
+    chosen = [prompts[i] for i in turn(len(prompts), options, training.round_)]
+    mine = range(accelerator.process_index, len(chosen), accelerator.num_processes)
+    began = time.perf_counter()
+    batches, verdict = with_less_memory(
+        training, progress, lambda: sampled(training, reward, chosen, mine, options, accelerator)
+    )
+    drew = time.perf_counter()
+    numbers: dict[str, float] = {}
+    if rule.paired:
+        batches = pairs_of(batches, verdict, options, training.micro_batch)
+    total = total_rows(batches, accelerator)
+    outcome: dict[str, float] = {"taken": 0.0}
+    for _ in range(options.updates if total else 0):
+        step = training.step
+
+        def measured(step: int = step) -> dict[str, float]:
+            size = max(2, training.micro_batch) if rule.paired else training.micro_batch
+            micros = [drawn_of(batch, verdict, options, step, rule.paired) for batch in split(batches, size)]
+            apart = distance_from_base(policy, micros, total, accelerator)
+            if not within_budget(apart, options.watch.kl_budget):
+                return {"from_base": apart}
+            return {"from_base": apart, **gradients(rule, policy, micros, training.memory, total, accelerator)}
+
+        numbers |= with_less_memory(training, progress, measured)
+        if "loss" not in numbers:
+            break
+        taken, norm = take(policy, training.optimizer, options.adapter)
+        outcome = {"taken": outcome["taken"] + taken, "gradient": norm}
+        training.step += 1
+        training.memory = rule.stepped(policy, training.memory, training.step)
+    known = verdict.rewards[torch.isfinite(verdict.rewards)]
+    ended = time.perf_counter()
+    return {
+        "reward": float(known.mean()),
+        "reward_std": float(known.std(correction=0)),
+        "silent": verdict.silent,
+        "dropped": verdict.dropped,
+        "micro_batch": training.micro_batch,
+        **numbers,
+        **outcome,
+        "seconds_rollout": drew - began,
+        "seconds_update": ended - drew,
+        "samples_per_second": len(verdict.rewards) / (ended - began),
+    }
+
+
+def sampled(
+    training: Training,
+    reward: Reward,
+    chosen: Sequence[PromptEmbedding],
+    mine: Sequence[int],
+    options: FinetuneOptions,
+    accelerator: Accelerator,
+) -> tuple[list[Batch], Verdict]:
+    """This process's micro-batches of a round, and the verdict on the samples of all processes."""
+    policy, prior = training.policy, training.policy.prior
+    count = len(chosen) * options.group
+    rewards, charge = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+    batches = []
+    with training.rule.sampling(policy, training.memory):
+        drawn = draw(prior, chosen, mine, options, training.round_, training.micro_batch)
+        for batch, scores in scored(prior, reward, drawn):
+            rows = torch.tensor(batch.rows)
+            rewards[rows] = scores
+            if options.algorithm == "carve3d":
+                charge[rows] = path_kl(policy, batch.path).double().cpu()
+            batches.append(batch)
+    if accelerator.num_processes > 1:
+        both = accelerator.reduce(torch.stack([rewards, charge]).to(accelerator.device), "sum").cpu()
+        rewards, charge = both[0], both[1]
+    charged = charge if options.algorithm == "carve3d" else None
+    return batches, judged(rewards, options, reward.name, charged)
+
+
+def total_rows(batches: Sequence[Batch], accelerator: Accelerator) -> int:
+    """Rows of all processes' micro-batches."""
+    own = torch.tensor(float(sum(len(batch.rows) for batch in batches)), device=accelerator.device)
+    return int(accelerator.reduce(own, "sum")) if accelerator.num_processes > 1 else int(own)
+
+
+def with_less_memory(training: Training, progress: Progress, work: Callable[[], T]) -> T:
+    """`work`, again with half the micro-batch whenever memory runs out.
+
+    Raises:
+        InputError: one view group at a time is too much.
+    """
+    while True:
+        try:
+            return work()
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+                raise
+            if training.micro_batch == 1:
+                raise InputError("memory runs out with one view group at a time; take a smaller prior") from error
+            training.micro_batch //= 2
+            progress.note(f"memory ran out; going on with {training.micro_batch} view groups at a time")
+
+
+def look(
+    training: Training,
+    looks: Looks,
+    run: Run | None,
+    base: str | None,
+    config: dict[str, Any],
+    accelerator: Accelerator,
+) -> float:
+    """Look at the policy as it is; the adapter folder is written where the guard finds it the best so far.
+
+    Returns:
+        The guard's score, the same on every process.
+    """
+    seen = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+    if run is not None:
+        scores = looks.look(training.round_)
+        run.log("look", training.round_, **scores)
+        seen = seen.new_tensor([scores["reward"], scores["guard"]])
+    if accelerator.num_processes > 1:
+        seen = broadcast(seen)
+    guarded = float(seen[1])
+    if training.best is None or guarded > training.best[1]:
+        training.best = (training.round_, guarded)
+        if run is not None:
+            _write(training, looks.out / ADAPTER, base, config)
+    return guarded
+
+
+def watch(training: Training, options: FinetuneOptions, numbers: dict[str, float], guarded: float | None) -> None:
+    """Move the stopping rules on by a round."""
+    o = options.watch
+    rules = StopOptions(kl=o.kl_budget, silent=o.silent, fall=o.fall, patience=o.patience)
+    broken = not math.isfinite(numbers.get("gradient", 0.0))
+    seen = Round(numbers.get("from_base", 0.0), numbers["silent"], numbers["reward"], guarded, broken)
+    training.stop, training.stopped = watched(rules, training.stop, seen)
+
+
+def _write(training: Training, folder: Path, base: str | None, config: dict[str, Any]) -> None:
+    facts = {"algorithm": config["algorithm"], "reward": config["reward"], "rounds": training.round_}
+    prior = training.policy.prior
+    assert isinstance(prior, TunablePrior)  # it carries the adapter
+    save_adapter(prior, folder, base, facts)
+
+
+def save(training: Training, file: Path) -> None:
+    """The checkpoint, atomically."""
+    facts = {
+        "round": training.round_,
+        "step": training.step,
+        "micro_batch": training.micro_batch,
+        "stop": json.dumps(asdict(training.stop)),
+        "stopped": training.stopped,
+        "best": training.best,
+    }
+    save_leaves(file, training.policy.parameters, training.optimizer, facts, training.memory)
+
+
+def restore(training: Training, file: Path) -> None:
+    """Put back what `save` wrote.
+
+    Raises:
+        AssetError: the file is truncated or of another run.
+    """
+    with readable(file):
+        place = next(iter(training.policy.parameters.values())).device
+        tensors, facts = read_leaves(file, place)
+        with torch.no_grad():
+            for name, tensor in training.policy.parameters.items():
+                tensor.copy_(tensors[name])
+        restore_moments(training.optimizer, training.policy.parameters, tensors)
+        training.memory = load_memory(file, place)
+        training.round_, training.step = int(facts["round"]), int(facts["step"])
+        training.micro_batch, training.stopped = int(facts["micro_batch"]), facts["stopped"]
+        training.stop = StopState(**json.loads(facts["stop"]))
+        training.best = None if facts["best"] is None else (int(facts["best"][0]), float(facts["best"][1]))
+
+
+def report_of(training: Training, config: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What report.json says."""
+    rounds = [row for row in rows if row["stage"] == "round"]
+    spent = {k: sum(row[k] for row in rounds) for k in ("seconds_rollout", "seconds_update")}
+    return {
+        "config": config,
+        "rounds": training.round_,
+        "stopped": training.stopped,
+        "best": None if training.best is None else {"round": training.best[0], "guard": training.best[1]},
+        "looks": [row for row in rows if row["stage"] == "look"],
+        "samples": len(rounds) * config["prompts_per_round"] * config["group"],
+        **spent,
+    }
