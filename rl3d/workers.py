@@ -55,12 +55,17 @@ class Worker:
 ALONE = Worker()
 
 
+def launched() -> bool:
+    """Whether something started this process with others."""
+    return any(name in os.environ for name in LAUNCHERS)
+
+
 def current() -> Worker:
     """This process as accelerate sees it; `ALONE` where nothing launched it with others.
 
     With others, numba takes as many threads as torch was given.
     """
-    if not any(name in os.environ for name in LAUNCHERS):
+    if not launched():
         return ALONE
     import torch
     from accelerate import PartialState
@@ -75,4 +80,4 @@ def current() -> Worker:
 def launched_one_of_many() -> bool:
     """Whether `accelerate launch` was asked for several processes, and began a single one, as it does on CPUs."""
     asked = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
-    return asked and not any(name in os.environ for name in LAUNCHERS)
+    return asked and not launched()

@@ -26,6 +26,7 @@ from rl3d.multiview.looks import Looks
 from rl3d.multiview.options import FinetuneOptions
 from rl3d.multiview.path_rules import path_kl
 from rl3d.multiview.policy import Memory, Policy, Rule
+from rl3d.multiview.report_page import write_page
 from rl3d.multiview.rounds import Batch, Verdict, draw, drawn_of, judged, pairs_of, scored, split, turn
 from rl3d.multiview.update import distance_from_base, gradients, optimizer_for, take
 from rl3d.priors.adapters import TunablePrior, save_adapter
@@ -129,7 +130,10 @@ def finetune(
             _write(training, out / LAST, base, config)
             if looks is None:
                 _write(training, out / ADAPTER, base, config)
-            run.finish(report_of(training, config, read_metrics(out / "metrics.jsonl")))
+            rows = read_metrics(out / "metrics.jsonl")
+            report = report_of(training, config, rows)
+            write_page(out, report, rows)
+            run.finish(report)
     accelerator.wait_for_everyone()
     return out / ADAPTER
 

@@ -7,6 +7,7 @@ where all parts have them, it wants the number of views that the parts agree on,
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -194,3 +195,8 @@ def _joined(
         bounds,
         ", ".join(licences) or "none",
     )
+
+
+def contains(optimised: Reward, guard: Reward) -> bool:
+    """Whether the optimised reward is the guard, or is made of it: the names of compositions say what they hold."""
+    return optimised is guard or bool(re.search(rf"(?<!\w){re.escape(guard.name)}(?!\w)", optimised.name))

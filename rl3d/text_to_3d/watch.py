@@ -7,7 +7,6 @@ part of the guide's memory, which the checkpoints hold, so that a resumed run go
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch.nn.functional import max_pool2d
 from rl3d.errors import AssetError, ConfigError, InputError
 from rl3d.priors.protocol import Prior
 from rl3d.render.frames import Frames
+from rl3d.rewards.compose import contains
 from rl3d.rewards.embedded import load
 from rl3d.rewards.geometry import GeometricReward
 from rl3d.rewards.pictures import BACKGROUND, mesh_input
@@ -48,11 +48,6 @@ ROWS, UNIT, ALLOWED = "guard.rows", "guard.unit", "guard.allowed"  # in the guid
 EMBEDDED = ("judge", "reward3d")  # in the order in which "auto" takes them
 WITH_A_MESH = (*EMBEDDED, "rewardcs-mini")  # where the scene has one
 OF_MESHES = GeometricReward | RewardCS
-
-
-def contains(optimised: Reward, guard: Reward) -> bool:
-    """Whether the optimised reward is the guard, or is made of it: the names of compositions say what they hold."""
-    return optimised is guard or bool(re.search(rf"(?<!\w){re.escape(guard.name)}(?!\w)", optimised.name))
 
 
 @dataclass(frozen=True)

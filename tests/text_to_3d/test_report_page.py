@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from rl3d.html_page import Chart, svg
 from rl3d.preview import view_sheet
 from rl3d.text_to_3d.alarms import History, Look
-from rl3d.text_to_3d.report_page import Chart, charts, page, svg, write_page
+from rl3d.text_to_3d.report_page import charts, page, write_page
 
 EVIL = "<script>alert(\"1\")</script> & 'co'"
 REPORT: dict[str, Any] = {
@@ -93,7 +94,7 @@ def test_pictures_are_inside(tmp_path: Path) -> None:
 
 def test_a_run_that_nobody_watched_has_a_page_too() -> None:
     bare = {k: v for k, v in REPORT.items() if k != "guard"} | {"judges": {}, "warnings": []}
-    text = page(bare, charts(History(()), None), {})
+    text = page(bare, charts(History(()), None), [])
     parsed(text)
     assert "Nobody watched" in text and "<svg" not in text
 
