@@ -12,8 +12,9 @@ from torch import Tensor
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
 from rl3d.multiview.sampler_options import SamplerOptions
-from rl3d.multiview.samplers import Levels, Step, log_density, predict_step
+from rl3d.multiview.samplers import Levels, Step, predict_step
 from rl3d.priors.protocol import Prior, PromptEmbedding, device_of
+from rl3d.rl import gaussian_log_prob
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def rollout(
         levels.append(here)
         states.append(x)
         landed.append(moved)
-        log_p.append(log_density(moved, step.mean, step.std))
+        log_p.append(gaussian_log_prob(moved, step.mean, step.std))
         x = moved
     nothing = x.new_zeros((0, *x.shape))
     return Path(
@@ -111,4 +112,4 @@ def rollout(
 def replay(prior: Prior, path: Path, k: int) -> tuple[Tensor, Step]:
     """(log-density [B] of what the k-th kept step did, the step) under the prior as it is now; differentiable."""
     step = predict_step(prior, path.states[k], path.levels[k], path.prompt, path.cameras, path.options)
-    return log_density(path.landed[k], step.mean, step.std), step
+    return gaussian_log_prob(path.landed[k], step.mean, step.std), step

@@ -101,15 +101,3 @@ def predict_step(
     guidance = options.guidance if levels.t >= options.guide_above else 1.0
     x0, _ = prior.predict_x0(x_t, t, prompt, cameras, guidance)
     return step_from(x_t, x0, levels, options, noisy)
-
-
-def log_density(x: Tensor, mean: Tensor, std: float) -> Tensor:
-    """log N(x; mean, std^2 I) [B], the mean over an asset's dimensions as everywhere in this field.
-
-    Raises:
-        InputError: std is 0; such a step has no density.
-    """
-    if std <= 0:
-        raise InputError("a step without noise has no density; leave it out of the path")
-    z = (x - mean) / std
-    return -(0.5 * z.square() + math.log(std) + 0.5 * math.log(2 * math.pi)).flatten(1).mean(1)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rl3d.errors import ConfigError, InputError
 from rl3d.multiview.sampler_options import SamplerOptions
-from rl3d.multiview.samplers import Levels, ddim_step, log_density, sde_step, step_from
+from rl3d.multiview.samplers import Levels, ddim_step, sde_step, step_from
+from rl3d.rl import gaussian_log_prob
 
 MEAN, STD = 0.3, 0.5  # of 1-D Gaussian data
 
@@ -112,8 +113,8 @@ def test_the_last_step_adds_no_noise(kind: str) -> None:
     step = step_from(torch.randn(1, 1, 1, 2, 2), x0, levels, SamplerOptions(kind=kind), noisy=True)
     assert step.std == 0
     torch.testing.assert_close(step.mean, x0)
-    with pytest.raises(InputError, match="no density"):
-        log_density(x0, step.mean, step.std)
+    with pytest.raises(InputError, match="without noise"):
+        gaussian_log_prob(x0, step.mean, step.std)
 
 
 def test_the_density_s_gradient_is_that_of_finite_differences() -> None:
@@ -123,16 +124,9 @@ def test_the_density_s_gradient_is_that_of_finite_differences() -> None:
 
     def of(prediction: Tensor) -> Tensor:
         step = step_from(x_t, prediction, levels, SamplerOptions(), noisy=True)
-        return log_density(landed, step.mean, step.std)
+        return gaussian_log_prob(landed, step.mean, step.std)
 
     assert torch.autograd.gradcheck(of, x0.requires_grad_(True))
-
-
-def test_the_density_is_a_mean_over_dimensions() -> None:
-    x, mean = torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 0.0]])
-    # -(1/8 + 9/8) / 2 - log 2 - log(2 pi) / 2 with std 2
-    expected = -(1 / 8 + 9 / 8) / 2 - math.log(2) - 0.5 * math.log(2 * math.pi)
-    assert float(log_density(x, mean, 2.0)) == pytest.approx(expected)
 
 
 def test_bad_options_are_named() -> None:
