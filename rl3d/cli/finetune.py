@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("what", choices=("multiview",), help="what is tuned: a prior of several views")
     parser.add_argument("--prompts", metavar="FILE", required=True, help="to train on, one a line (# begins a comment)")
     parser.add_argument("--reward", metavar="NAME", default="judge", help="what is optimised (rl3d rewards list)")
+    parser.add_argument("--constraint", metavar="NAME", help="a reward that must not fall while the other is raised")
     parser.add_argument("--algorithm", metavar="NAME", default="nft", help=f"{', '.join(ALGORITHMS)} (default: nft)")
     parser.add_argument("--out", metavar="DIR", help="run folder (default: runs/ALGORITHM-REWARD-seedN)")
     parser.add_argument("--config", metavar="FILE", help="YAML file laid over the algorithm's preset")
@@ -80,9 +81,11 @@ def run(args: argparse.Namespace) -> int:
     if repeated:
         progress.note(f"warning: --prompts {args.prompts} repeats {repeated} of its lines; each prompt counts once")
     reward = load_reward(args.reward, place)
-    warning = calibration_warning(reward, embedded=":" not in args.reward)
-    if warning is not None:
-        progress.note(f"warning: {warning}")
+    constraint = None if args.constraint is None else load_reward(args.constraint, place)
+    for name, used in ((args.reward, reward), (args.constraint, constraint)):
+        warning = None if used is None else calibration_warning(used, embedded=":" not in name)
+        if warning is not None:
+            progress.note(f"warning: {warning}")
     guard = guard_for(options, reward, place)
     prior: Any = load_prior(args.prior, place)
     if prior.n_views < 2:
@@ -99,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
                 options,
                 out,
                 base=args.prior,
+                constraint=constraint,
                 guard=guard,
                 resume=args.resume,
                 progress=progress,

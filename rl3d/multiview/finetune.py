@@ -5,7 +5,6 @@ Several processes (`accelerate launch`) share the groups of a round and end with
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -27,13 +26,13 @@ from rl3d.multiview.options import FinetuneOptions
 from rl3d.multiview.path_rules import path_kl
 from rl3d.multiview.policy import Memory, Policy, Rule
 from rl3d.multiview.report_page import write_page
-from rl3d.multiview.rounds import Batch, Verdict, draw, drawn_of, judged, pairs_of, scored, split, turn
+from rl3d.multiview.rounds import Batch, Verdict, draw, drawn_of, held, judged, pairs_of, scored, split, turn, weighted
 from rl3d.multiview.update import distance_from_base, gradients, optimizer_for, take
 from rl3d.priors.adapters import TunablePrior, save_adapter
 from rl3d.priors.protocol import Prior, PromptEmbedding
 from rl3d.progress import Progress
 from rl3d.rewards.protocol import Reward
-from rl3d.rl import Round, StopOptions, StopState, watched, within_budget
+from rl3d.rl import ConstraintOptions, ConstraintState, Round, StopOptions, StopState, updated, watched, within_budget
 from rl3d.runs import Run, read_metrics
 from rl3d.text_to_3d.leaves import load_memory, read_leaves, readable, restore_moments, save_leaves
 
@@ -47,7 +46,8 @@ class Training:
 
     Attributes:
         round_, step: rounds and optimizer steps done. micro_batch: view groups at once, halved where memory ran out.
-        stop: of the stopping rules; stopped: why the run ended early. best: (round, guard's score) of the best look.
+        stop, constraint: states of their rules; stopped: why the run ended early.
+        best: (round, guard's score) of the best look.
     """
 
     policy: Policy
@@ -58,6 +58,7 @@ class Training:
     round_: int = 0
     step: int = 0
     stop: StopState = field(default_factory=StopState)
+    constraint: ConstraintState = field(default_factory=ConstraintState)
     stopped: str | None = None
     best: tuple[int, float] | None = None
 
@@ -70,6 +71,7 @@ def finetune(
     out: str | Path = "runs/tuned",
     *,
     base: str | None = None,
+    constraint: Reward | None = None,
     guard: Reward | None = None,
     look_prompts: Sequence[str] | None = None,
     resume: bool = False,
@@ -81,6 +83,7 @@ def finetune(
     Args:
         prompts: to train on; each must be one that the prior knows something of. Repeated ones count once.
         base: what `--prior` named, to be found again when the adapter is loaded; None: the embedded prior.
+        constraint: kept at the level that it has, while `reward` is raised (MVC-ZigAL); None: nothing is.
         guard: watches and is not optimised; None: nobody does, and the last state is kept.
         look_prompts: of the looks; None: the first of `prompts`.
         resume: go on with the unfinished run in `out`; the result is that of an uninterrupted run.
@@ -97,10 +100,11 @@ def finetune(
     if not texts:
         raise InputError("fine-tuning needs at least one prompt")
     embeddings = [prior.encode_prompt(text) for text in texts]
-    config = run_config(base, reward, guard, texts, options)
-    policy, rule = Policy.of(prior, options), rule_for(options)
+    config = run_config(base, reward, constraint, guard, texts, options)
+    policy, rule = Policy.of(prior, options), rule_for(options, reward)
     optimizer = optimizer_for(policy, options.adapter)
     training = Training(policy, rule, optimizer, rule.start(policy), options.micro_batch)
+    rewards = [reward] if constraint is None else [reward, constraint]
     looks = None
     if guard is not None and options.watch.every > 0:
         seen_prompts = [prior.encode_prompt(text) for text in (look_prompts or texts)[: options.watch.looks]]
@@ -116,7 +120,7 @@ def finetune(
             look(training, looks, run, base, config, accelerator)
         with progress.stage("finetune", options.rounds, done=training.round_) as stage:
             while training.round_ < options.rounds and training.stopped is None:
-                numbers = one_round(training, reward, embeddings, options, accelerator, progress)
+                numbers = one_round(training, rewards, embeddings, options, accelerator, progress)
                 training.round_ += 1
                 guarded = None
                 if looks is not None and looks.due(training.round_):
@@ -139,10 +143,17 @@ def finetune(
 
 
 def run_config(
-    base: str | None, reward: Reward, guard: Reward | None, prompts: list[str], options: FinetuneOptions
+    base: str | None,
+    reward: Reward,
+    constraint: Reward | None,
+    guard: Reward | None,
+    prompts: list[str],
+    options: FinetuneOptions,
 ) -> dict[str, Any]:
     """What decides the adapter, as plain values for the run's config.json."""
-    names = {"prior": base or "embedded", "reward": reward.name, "guard": None if guard is None else guard.name}
+    others = {"constraint": constraint, "guard": guard}
+    names = {role: None if other is None else other.name for role, other in others.items()}
+    names |= {"prior": base or "embedded", "reward": reward.name}
     return {**names, "prompts": prompts, **to_dict(options)}
 
 
@@ -160,31 +171,35 @@ def _opened(out: Path, config: dict[str, Any], resume: bool, accelerator: Accele
 
 def one_round(
     training: Training,
-    reward: Reward,
+    rewards: Sequence[Reward],
     prompts: Sequence[PromptEmbedding],
     options: FinetuneOptions,
     accelerator: Accelerator,
     progress: Progress,
 ) -> dict[str, float]:
-    """Draw, score, weigh and update once; the numbers for the log."""
+    """Draw, score, weigh and update once; the numbers for the log.
+
+    Args:
+        rewards: the optimised one, and the constraint's where there is one. prompts: all of the run.
+    """
     policy, rule = training.policy, training.rule
     chosen = [prompts[i] for i in turn(len(prompts), options, training.round_)]
     mine = range(accelerator.process_index, len(chosen), accelerator.num_processes)
     began = time.perf_counter()
     batches, verdict = with_less_memory(
-        training, progress, lambda: sampled(training, reward, chosen, mine, options, accelerator)
+        training, progress, lambda: sampled(training, rewards, chosen, mine, options, accelerator)
     )
     drew = time.perf_counter()
     numbers: dict[str, float] = {}
     if rule.paired:
-        batches = pairs_of(batches, verdict, options, training.micro_batch)
+        batches = pairs_of(batches, verdict, options, rows_at_once(training))
     total = total_rows(batches, accelerator)
     outcome: dict[str, float] = {"taken": 0.0}
     for _ in range(options.updates if total else 0):
         step = training.step
 
         def measured(step: int = step) -> dict[str, float]:
-            size = max(2, training.micro_batch) if rule.paired else training.micro_batch
+            size = rows_at_once(training)
             micros = [drawn_of(batch, verdict, options, step, rule.paired) for batch in split(batches, size)]
             apart = distance_from_base(policy, micros, total, accelerator)
             if not within_budget(apart, options.watch.kl_budget):
@@ -206,6 +221,7 @@ def one_round(
         "silent": verdict.silent,
         "dropped": verdict.dropped,
         "micro_batch": training.micro_batch,
+        **({"multiplier": training.constraint.multiplier} if len(rewards) > 1 else {}),
         **numbers,
         **outcome,
         "seconds_rollout": drew - began,
@@ -216,7 +232,7 @@ def one_round(
 
 def sampled(
     training: Training,
-    reward: Reward,
+    rewards: Sequence[Reward],
     chosen: Sequence[PromptEmbedding],
     mine: Sequence[int],
     options: FinetuneOptions,
@@ -224,22 +240,31 @@ def sampled(
 ) -> tuple[list[Batch], Verdict]:
     """This process's micro-batches of a round, and the verdict on the samples of all processes."""
     policy, prior = training.policy, training.policy.prior
-    count = len(chosen) * options.group
-    rewards, charge = torch.zeros(count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+    table = torch.zeros(len(rewards) + 1, len(chosen) * options.group, dtype=torch.float64)
     batches = []
     with training.rule.sampling(policy, training.memory):
-        drawn = draw(prior, chosen, mine, options, training.round_, training.micro_batch)
-        for batch, scores in scored(prior, reward, drawn):
+        drawn = draw(prior, chosen, mine, options, training.round_, rows_at_once(training))
+        for batch, scores in scored(prior, rewards, drawn):
             rows = torch.tensor(batch.rows)
-            rewards[rows] = scores
+            table[:-1, rows] = scores
             if options.algorithm == "carve3d":
-                charge[rows] = path_kl(policy, batch.path).double().cpu()
+                table[-1, rows] = path_kl(policy, batch.path).double().cpu()
             batches.append(batch)
     if accelerator.num_processes > 1:
-        both = accelerator.reduce(torch.stack([rewards, charge]).to(accelerator.device), "sum").cpu()
-        rewards, charge = both[0], both[1]
-    charged = charge if options.algorithm == "carve3d" else None
-    return batches, judged(rewards, options, reward.name, charged)
+        table = accelerator.reduce(table.to(accelerator.device), "sum").cpu()
+    charge = table[-1] if options.algorithm == "carve3d" else None
+    verdict = judged(table[0], options, rewards[0].name, charge)
+    if len(rewards) > 1:
+        other = judged(table[1], options, rewards[1].name)
+        training.constraint = updated(ConstraintOptions(), training.constraint, float(table[1].nanmean()))
+        verdict = held(verdict, other, training.constraint.multiplier)
+    return batches, weighted(verdict, options) if options.algorithm == "rwr" else verdict
+
+
+def rows_at_once(training: Training) -> int:
+    """The micro-batch, as a multiple of the rows that stay together."""
+    together = training.rule.together
+    return max(together, training.micro_batch // together * together)
 
 
 def total_rows(batches: Sequence[Batch], accelerator: Accelerator) -> int:
@@ -316,7 +341,8 @@ def save(training: Training, file: Path) -> None:
         "round": training.round_,
         "step": training.step,
         "micro_batch": training.micro_batch,
-        "stop": json.dumps(asdict(training.stop)),
+        "stop": asdict(training.stop),
+        "constraint": asdict(training.constraint),
         "stopped": training.stopped,
         "best": training.best,
     }
@@ -339,7 +365,7 @@ def restore(training: Training, file: Path) -> None:
         training.memory = load_memory(file, place)
         training.round_, training.step = int(facts["round"]), int(facts["step"])
         training.micro_batch, training.stopped = int(facts["micro_batch"]), facts["stopped"]
-        training.stop = StopState(**json.loads(facts["stop"]))
+        training.stop, training.constraint = StopState(**facts["stop"]), ConstraintState(**facts["constraint"])
         training.best = None if facts["best"] is None else (int(facts["best"][0]), float(facts["best"][1]))
 
 

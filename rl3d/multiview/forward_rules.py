@@ -107,7 +107,7 @@ class RewardWeighted(ForwardRule):
 class DiffusionDPO(ForwardRule):
     """The better of two samples of a prompt before the worse, at the same level and noise (arXiv 2311.12908)."""
 
-    paired = True
+    paired, together = True, 2
 
     def older(self, drawn: Drawn, policy: Policy, memory: Memory, at: Noised) -> Tensor:
         return at.x_t  # only the base counts

@@ -17,6 +17,9 @@ ALGORITHMS = {
     "rwr": "reward-weighted regression on clean samples",
     "diffusion-dpo": "preference pairs of clean samples (Diffusion-DPO)",
     "d3po": "preference pairs of sampled paths (D3PO)",
+    "zigal": "reward differences of standard and zigzag paths (MV-ZigAL; MVC-ZigAL with --constraint)",
+    "refl": "the reward's own gradient through one predicted x0 (ReFL, as MVReward and HFDream tune)",
+    "draft": "the reward's own gradient through the last steps (DRaFT, AlignProp)",
 }
 
 
@@ -89,6 +92,22 @@ class ForwardOptions:
 
 
 @dataclass(frozen=True)
+class BackpropOptions:
+    """Rules that follow a differentiable reward's gradient: refl, draft."""
+
+    levels: tuple[float, float] = (0.0, 0.6)  # refl: range of noise levels of the step whose x0 is judged
+    steps: int = 2  # draft: how many last steps the gradient passes
+    random: bool = True  # draft: 1 to `steps` of them, drawn for each micro-batch (AlignProp)
+    kl: float = 1e-2  # weight of the squared distance of the predictions to the base's
+
+    def __post_init__(self) -> None:
+        low, high = self.levels
+        need(0 <= low < high <= 1, f"backprop.levels must be an ordered pair in [0, 1], got {list(self.levels)}")
+        need(self.steps >= 1, f"backprop.steps must be at least 1, got {self.steps}")
+        need(self.kl >= 0, f"backprop.kl must not be negative, got {self.kl}")
+
+
+@dataclass(frozen=True)
 class WatchOptions:
     """Who watches, and when a run ends early."""
 
@@ -127,6 +146,7 @@ class FinetuneOptions:
     adapter: AdapterOptions = field(default_factory=AdapterOptions)
     path: PathOptions = field(default_factory=PathOptions)
     forward: ForwardOptions = field(default_factory=ForwardOptions)
+    backprop: BackpropOptions = field(default_factory=BackpropOptions)
     watch: WatchOptions = field(default_factory=WatchOptions)
 
     def __post_init__(self) -> None:
@@ -138,6 +158,7 @@ class FinetuneOptions:
         for name in ("rounds", "prompts_per_round", "micro_batch", "updates"):
             need(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         need(self.group >= 2, f"group must be at least 2, got {self.group}: a sample is judged against others")
+        need(self.algorithm != "zigal" or self.group % 2 == 0, f"zigal's group must be even, got {self.group}: pairs")
         low, high = self.elevation
         need(-90 < low <= high < 90, f"elevation must be an ordered pair in (-90, 90), got {list(self.elevation)}")
         need(self.spread_floor > 0, f"spread_floor must be positive, got {self.spread_floor}")

@@ -75,7 +75,7 @@ class GRPO(WithKL):
 class D3PO(PlainRule):
     """DPO on every step of a pair of paths (Yang et al. 2023, arXiv 2311.13231)."""
 
-    paired = True
+    paired, together = True, 2
 
     def losses(self, drawn: Drawn, policy: Policy, memory: Memory) -> Losses:
         o = self.options.path

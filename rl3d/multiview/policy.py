@@ -75,9 +75,11 @@ class Rule(Protocol):
 
     Attributes:
         paired: it wants every micro-batch to be (winner, loser, winner, loser, ...) of the same prompt.
+        together: how many neighbouring rows must stay in one micro-batch.
     """
 
     paired: bool
+    together: int
 
     def start(self, policy: Policy) -> Memory:
         """The memory before the first round."""
@@ -103,7 +105,7 @@ class Rule(Protocol):
 class PlainRule:
     """What most rules share: they draw from the policy as it is and remember nothing."""
 
-    paired = False
+    paired, together = False, 1
 
     def __init__(self, options: FinetuneOptions) -> None:
         self.options = options

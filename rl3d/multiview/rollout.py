@@ -113,3 +113,22 @@ def replay(prior: Prior, path: Path, k: int) -> tuple[Tensor, Step]:
     """(log-density [B] of what the k-th kept step did, the step) under the prior as it is now; differentiable."""
     step = predict_step(prior, path.states[k], path.levels[k], path.prompt, path.cameras, path.options)
     return gaussian_log_prob(path.landed[k], step.mean, step.std), step
+
+
+@torch.no_grad()
+def zigzagged(
+    prior: Prior, noise: Tensor, prompt: PromptEmbedding, cameras: Cameras, options: SamplerOptions, low: float = 1.0
+) -> Tensor:
+    """Noise that knows more of the prompt: one step down with the sampler's guidance, and back up with `low`.
+
+    The first step of ZMV-Sampling (Zhang et al. 2025, arXiv 2505.20107), without its low-to-high middle steps.
+
+    Args:
+        noise: [B, V, c, h, w].
+    """
+    t, u = prior.times(options.steps).tolist()[:2]
+    levels = Levels.of(prior, t, u, noise)
+    down = predict_step(prior, noise, levels, prompt, cameras, options, noisy=False).mean
+    x0, _ = prior.predict_x0(down, torch.full((len(down),), u, device=down.device), prompt, cameras, low)
+    eps = (down - levels.a_u * x0) / levels.s_u
+    return levels.a_t * x0 + levels.s_t * eps

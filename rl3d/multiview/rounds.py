@@ -13,16 +13,16 @@ from rl3d.cameras import Cameras
 from rl3d.errors import InputError, RL3DError
 from rl3d.multiview.options import FinetuneOptions
 from rl3d.multiview.policy import Drawn
-from rl3d.multiview.rollout import Path, rollout
+from rl3d.multiview.rollout import Path, noise_for, rollout, zigzagged
 from rl3d.priors.load import join_prompts, prompt_row
 from rl3d.priors.protocol import Prior, PromptEmbedding
 from rl3d.randomness import generator_for, seed_for
 from rl3d.rewards.pictures import reward_input
 from rl3d.rewards.protocol import Reward, RewardInput, check_scores
-from rl3d.rl import carve3d_advantages, exponential_weights, group_advantages
+from rl3d.rl import carve3d_advantages, constrained_advantages, exponential_weights, group_advantages
 
 # Places in the run, see `seed_for`.
-PROMPTS, CAMERAS, WINDOW, ROWS, LEVELS = 1, 2, 3, 4, 5
+PROMPTS, CAMERAS, WINDOW, ROWS, LEVELS, STARTS = 1, 2, 3, 4, 5, 6
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Verdict:
 
     Attributes:
         rewards, advantages: [G * K], float64; a dropped sample has a NaN reward and an advantage of 0.
-            For rwr they are weights.
+            For rwr they are weights, see `weighted`.
         silent: share of groups whose rewards are all alike. dropped: how many samples the reward broke on.
     """
 
@@ -96,23 +96,37 @@ def draw(
     cameras = {g: ring(prior, options, round_, g) for g in groups}
     for first in range(0, len(rows), micro_batch):
         some = rows[first : first + micro_batch]
-        path = rollout(
-            prior,
-            join_prompts([prompts[g] for g, _ in some]),
-            Cameras.cat([cameras[g] for g, _ in some]),
-            options.sampler,
-            [generator_for(options.seed, ROWS, round_, g, j) for g, j in some],
-            keep=keep,
-        )
+        prompt, seen_by = join_prompts([prompts[g] for g, _ in some]), Cameras.cat([cameras[g] for g, _ in some])
+        start = None
+        if options.algorithm == "zigal":
+            start = paired_starts(prior, prompt, seen_by, some, options, round_)
+        generators = [generator_for(options.seed, ROWS, round_, g, j) for g, j in some]
+        path = rollout(prior, prompt, seen_by, options.sampler, generators, keep=keep, start=start)
         yield Batch(path, tuple(g * options.group + j for g, j in some))
 
 
-def scored(prior: Prior, reward: Reward, batches: Iterator[Batch]) -> Iterator[tuple[Batch, Tensor]]:
-    """Each micro-batch with its scores [B]; one is scored while the next is drawn."""
+def paired_starts(
+    prior: Prior,
+    prompt: PromptEmbedding,
+    cameras: Cameras,
+    rows: Sequence[tuple[int, int]],
+    options: FinetuneOptions,
+    round_: int,
+) -> Tensor:
+    """Noise [B, V, c, h, w] that every two neighbours share, the second's after a zigzag."""
+    generators = [generator_for(options.seed, STARTS, round_, g, j // 2) for g, j in rows]
+    noise = noise_for(generators, (prior.n_views, *prior.latent_shape), torch.zeros((), device=cameras.device))
+    other = zigzagged(prior, noise, prompt, cameras, options.sampler)
+    odd = torch.tensor([j % 2 == 1 for _, j in rows], device=noise.device)
+    return torch.where(odd[:, None, None, None, None], other.to(noise), noise)
+
+
+def scored(prior: Prior, rewards: Sequence[Reward], batches: Iterator[Batch]) -> Iterator[tuple[Batch, Tensor]]:
+    """Each micro-batch with its scores [R, B]; one is scored while the next is drawn."""
     with ThreadPoolExecutor(max_workers=1) as pool:
         waiting: tuple[Batch, Future[Tensor]] | None = None
         for batch in batches:
-            following = (batch, pool.submit(scores_of, prior, reward, batch.path))
+            following = (batch, pool.submit(scores_of, prior, rewards, batch.path))
             if waiting is not None:
                 yield waiting[0], waiting[1].result()
             waiting = following
@@ -121,15 +135,15 @@ def scored(prior: Prior, reward: Reward, batches: Iterator[Batch]) -> Iterator[t
 
 
 @torch.no_grad()
-def scores_of(prior: Prior, reward: Reward, path: Path) -> Tensor:
-    """The reward of a path's samples [B], float64 on the CPU; NaN where it broke on a sample.
+def scores_of(prior: Prior, rewards: Sequence[Reward], path: Path) -> Tensor:
+    """The rewards of a path's samples [R, B], float64 on the CPU; NaN where one broke on a sample.
 
     Raises:
-        InputError: the reward breaks its promise in another way (see `check_scores`).
+        InputError: a reward breaks its promise in another way (see `check_scores`).
     """
     images = prior.decode(path.clean)
     x = reward_input(images, prior, path.cameras, path.prompt.prompts)
-    return guarded_scores(reward, x)
+    return torch.stack([guarded_scores(reward, x) for reward in rewards])
 
 
 def guarded_scores(reward: Reward, x: RewardInput) -> Tensor:
@@ -182,10 +196,21 @@ def judged(rewards: Tensor, options: FinetuneOptions, name: str, charge: Tensor 
         advantages[g, fine] = own.values[0]
     if charge is not None:
         advantages = _charged(advantages, charge.double().view_as(values), options)
-    if options.algorithm == "rwr":
-        advantages = exponential_weights(advantages, options.forward.beta)
     advantages = torch.where(known, advantages, 0)
     return Verdict(rewards, advantages.flatten(), silent / len(values), dropped)
+
+
+def held(verdict: Verdict, other: Verdict, multiplier: float) -> Verdict:
+    """A verdict under a constraint (MVC-ZigAL): advantages (A_R + lambda A_C) / (1 + lambda)."""
+    advantages = constrained_advantages(verdict.advantages, other.advantages, multiplier)
+    return replace(verdict, advantages=advantages, dropped=verdict.dropped + other.dropped)
+
+
+def weighted(verdict: Verdict, options: FinetuneOptions) -> Verdict:
+    """Reward-weighted regression's weights exp(beta A), of mean 1 in each group, in the advantages' place."""
+    advantages = verdict.advantages.unflatten(0, (-1, options.group))
+    weights = exponential_weights(advantages, options.forward.beta).flatten()
+    return replace(verdict, advantages=torch.where(torch.isfinite(verdict.rewards), weights, 0))
 
 
 def _charged(z: Tensor, k: Tensor, options: FinetuneOptions) -> Tensor:
@@ -217,10 +242,9 @@ def pairs_of(batches: Sequence[Batch], verdict: Verdict, options: FinetuneOption
         own = verdict.advantages[g * k : g * k + k]
         if float(own.max()) > float(own.min()):
             picked += [g * k + int(own.argmax()), g * k + int(own.argmin())]
-    size = max(2, micro_batch // 2 * 2)
     out = []
-    for first in range(0, len(picked), size):
-        rows = picked[first : first + size]
+    for first in range(0, len(picked), micro_batch):
+        rows = picked[first : first + micro_batch]
         out.append(Batch(gathered([(where[r][0].path, where[r][1]) for r in rows]), tuple(rows)))
     return out
 

@@ -229,3 +229,65 @@ def test_bad_requests_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=says):
             replace(TINY, **changes)
+
+
+def test_a_constraint_is_kept_while_the_reward_rises(tmp_path: Path) -> None:
+    @reward(views=None)
+    def red(x: RewardInput) -> torch.Tensor:
+        return x.images[:, :, 0].mean((1, 2, 3))
+
+    options = replace(
+        TINY,
+        algorithm="ddpo",
+        rounds=24,
+        group=8,
+        micro_batch=8,
+        adapter=AdapterOptions(rank=4, lr=3e-2),
+        path=PathOptions(clip=0.05),
+    )
+    ends = {}
+    for name, held in (("free", None), ("held", red)):
+        prior = ToyPrior()
+        finetune(prior, dark, PROMPTS, options, tmp_path / name, constraint=held)
+        with torch.no_grad():
+            images = prior.decode(prior.network(torch.eye(4)[:3]))
+        rgb = images[:, :, :3] + 1 - images[:, :, 3:]
+        ends[name] = (float(1 - rgb.mean()), float(rgb[:, :, 0].mean()))
+    # Darker in both; with the constraint (a multiplier that rises while red falls) less red is lost.
+    assert rounds(tmp_path / "held")[-1]["multiplier"] > 0
+    print(ends)
+    assert ends["held"][1] > ends["free"][1]
+
+
+def test_neighbours_of_zigal_begin_from_the_same_noise(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    seen = []
+    whole = module.scored
+
+    def scored(prior, rewards, batches):  # type: ignore[no-untyped-def]
+        for batch, scores in whole(prior, rewards, batches):
+            seen.append(batch)
+            yield batch, scores
+
+    monkeypatch.setattr(module, "scored", scored)
+    options = replace(TINY, algorithm="zigal", micro_batch=3, rounds=1, sampler=SamplerOptions(kind="lcm", steps=4))
+    finetune(ToyPrior(), dark, PROMPTS, options, tmp_path / "run")
+    for batch in seen:
+        assert len(batch.rows) == 2  # a micro-batch of 3 holds one pair
+        standard, zigzag = batch.path.states[0]
+        assert not torch.equal(standard, zigzag)
+        # The toy's noise at t = 1 knows nothing, so its zigzag is the noise with a share of the mean in it.
+        assert float((standard - zigzag).abs().mean()) < 0.5 * float(standard.abs().mean())
+    with pytest.raises(ConfigError, match="must be even"):
+        replace(options, group=3)
+
+
+def test_rules_that_follow_a_gradient_need_one(tmp_path: Path) -> None:
+    @reward(views=None, differentiable=False)
+    def flat(x: RewardInput) -> torch.Tensor:
+        return x.images.mean((1, 2, 3, 4)).detach()
+
+    with pytest.raises(ConfigError, match="has none"):
+        finetune(ToyPrior(), flat, PROMPTS, replace(TINY, algorithm="refl"), tmp_path / "run")
+    still = replace(TINY, algorithm="draft", sampler=SamplerOptions(steps=4, noise=0.0))
+    with pytest.raises(ConfigError, match=r"set sampler.noise above 0"):
+        finetune(ToyPrior(), dark, PROMPTS, still, tmp_path / "run")
