@@ -13,7 +13,7 @@ from rl3d.rewards import geometry
 from rl3d.rewards.epipolar import Epipolar
 from rl3d.rewards.hull import HULL
 from rl3d.rewards.judges import Judge, load_judge
-from rl3d.rewards.mrc import MRC, MRCOptions
+from rl3d.rewards.mrc import MRC
 from rl3d.rewards.perceptual import judge_features
 from rl3d.rewards.protocol import Reward, RewardInput, check_scores
 from rl3d.rewards.reconstruction import HullFit
@@ -52,8 +52,8 @@ class JudgeReward:
 def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | Path | None = None) -> Reward:
     """A reward by name: "judge" (or "reward") is the embedded reward judge, "reward3d" the embedded one trained to
     rank, "rewardcs-mini" the one that looks at meshes, "FAMILY:PATH_OR_ID" one with published weights, and the names of
-    `FORMULAS` are formulas. "mrc" and "mrc_input" are Carve3D's consistency, by leaving a view out and as published,
-    with the visual hull as reconstructor and the reward judge's features as distance.
+    `FORMULAS` are formulas. "mrc" is Carve3D's consistency by leaving a view out, with the visual hull as reconstructor
+    and the reward judge's features as distance; build `rl3d.rewards.MRC` for others.
 
     Raises:
         InputError: unknown name; or "gold", which only measures.
@@ -69,13 +69,12 @@ def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | 
         return load_rewardcs(device, folder)
     if name in FORMULAS:
         return FORMULAS[name]
-    if name in ("mrc", "mrc_input"):
-        options = MRCOptions("leave_one_out" if name == "mrc" else "input")
-        return MRC(HullFit(), judge_features(device, folder), options, view_pixels=MRC_PIXELS)
+    if name == "mrc":
+        return MRC(HullFit(), judge_features(device, folder), view_pixels=MRC_PIXELS)
     if ":" in name or name in FAMILIES:
         return load_hub_reward(name, device)
     if name not in ("judge", "reward", "judge_reward"):
-        close = nearest(name, ["judge", "reward", "reward3d", "rewardcs-mini", "mrc", "mrc_input", *FORMULAS], 1)
+        close = nearest(name, ["judge", "reward", "reward3d", "rewardcs-mini", "mrc", *FORMULAS], 1)
         raise InputError(f"no embedded reward is called {name!r}; did you mean {close[0] if close else 'judge'!r}?")
     return JudgeReward(load_judge("reward", device, folder))
 

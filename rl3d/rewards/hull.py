@@ -2,9 +2,9 @@
 
 The visual hull (Laurentini 1994) is what lies inside every view's silhouette. Consistent views carve nothing out of
 each other, so the hull's projections cover the masks; inconsistent ones do. It sees outlines alone: colours, inner
-edges and concavities do not exist for it, a ball is perfect, and so is any shape painted in any way. Four views around the
-object leave a loose hull, which notices little beyond height, place and scale; more views, and views from above, say
-more.
+edges and concavities do not exist for it, a ball is perfect, and so is any shape painted in any way. Four views around
+the object leave a loose hull, which notices little beyond height, place and scale; more views, and views from above,
+say more.
 """
 
 from __future__ import annotations
