@@ -58,10 +58,15 @@ ON_VIEWS = (
     BLANK_ORDER, "nothing", "blank view", "repeated", "mixed views", "noise", "wrong noun", "wrong colour",
     "scaled down", "floaters", "holes",
 )  # fmt: skip
+GATED = (BLANK_ORDER, "nothing", "blank view", "repeated", "near copies")  # closed by `rl3d.rewards.gates`
 # What the embedded rewards claim to see. The judge knows no cameras and no gravity.
 CLAIMS: dict[str, tuple[str, ...]] = {
     "judge": ON_VIEWS,
     "depth_normal": (BLANK_ORDER, "nothing", "blank view", "repeated", "swapped views", "noise"),
+    # What reached SHARE of what inconsistent views show; of a Janus, exact and nearly exact copies (a gate) alone.
+    "hull": (*GATED, "mixed views", "specks", "shifted view", "exchanged views"),
+    "mrc": (*GATED, "mixed views", "noise", "specks", "shifted view", "exchanged views"),
+    "epipolar": (*GATED, "mixed views"),
     "symmetry": ("leaning",),
     "connectedness": ("floaters",),
     "stability": ("leaning",),

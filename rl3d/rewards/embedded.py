@@ -16,7 +16,6 @@ from rl3d.rewards.judges import Judge, load_judge
 from rl3d.rewards.mrc import MRC
 from rl3d.rewards.perceptual import judge_features
 from rl3d.rewards.protocol import Reward, RewardInput, check_scores
-from rl3d.rewards.reconstruction import HullFit
 from rl3d.rewards.reward3d import load_reward3d
 from rl3d.rewards.reward_cs import load_rewardcs
 
@@ -70,6 +69,8 @@ def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | 
     if name in FORMULAS:
         return FORMULAS[name]
     if name == "mrc":
+        from rl3d.rewards.reconstruction import HullFit  # brings compiled kernels
+
         return MRC(HullFit(), judge_features(device, folder), view_pixels=MRC_PIXELS)
     if ":" in name or name in FAMILIES:
         return load_hub_reward(name, device)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from skimage.feature import SIFT, match_descriptors
 from torch import Tensor
 
 from rl3d.cameras import Cameras
@@ -64,6 +63,8 @@ def near_pairs(cameras: Cameras, degrees: float) -> list[tuple[int, int]]:
 
 def keypoints(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """SIFT's places [N, 2] (x, y, pixels; the top-left pixel's centre is 0.5) and descriptors [N, 128], of [H, W]."""
+    from skimage.feature import SIFT
+
     detector = SIFT(upsampling=2, c_dog=0.004, c_edge=15)
     try:
         detector.detect_and_extract(picture)
@@ -74,6 +75,8 @@ def keypoints(picture: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def matched(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray], ratio: float) -> np.ndarray:
     """[M, 4] (x1, y1, x2, y2): keypoints that are each other's nearest and clearly nearer than the next (`ratio`)."""
+    from skimage.feature import match_descriptors
+
     if min(len(first[0]), len(second[0])) < 2:
         return np.zeros((0, 4))
     pairs = match_descriptors(first[1], second[1], cross_check=True, max_ratio=ratio)

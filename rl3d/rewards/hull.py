@@ -20,7 +20,6 @@ from rl3d.errors import InputError
 from rl3d.rewards.gates import GateOptions, all_open, gates
 from rl3d.rewards.geometry import GeometricReward
 from rl3d.rewards.protocol import RewardInput
-from rl3d.rewards.reconstruction import grid_points, keep_thin, project, sample_images
 
 GRID = 48  # voxels a side of the cube that holds an asset
 FAINT = 0.05  # voxels below this are outside, whatever the gradient would like
@@ -49,6 +48,8 @@ def explained(alphas: Tensor, cameras: Cameras, grid: int = GRID) -> Tensor:
         alphas: [B, V, 1, H, W] in [0, 1]. cameras: V shared by all, or B * V; the object in the canonical cube.
         grid: voxels a side.
     """
+    from rl3d.rewards.reconstruction import grid_points, keep_thin, project, sample_images  # brings compiled kernels
+
     batch, views, _, height, width = alphas.shape
     points = grid_points(grid, alphas.device).reshape(-1, 3).to(alphas.dtype)
     parts = []

@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -28,12 +28,14 @@ from torch import Tensor
 
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
-from rl3d.reconstruct.protocol import Reconstructor
 from rl3d.render.render import render
 from rl3d.rewards.gates import GateOptions, all_open, closed_names, gates
 from rl3d.rewards.hull import cameras_by_view, shares_volume
 from rl3d.rewards.perceptual import PerceptualDistance
 from rl3d.rewards.protocol import RewardInput, check_scores
+
+if TYPE_CHECKING:
+    from rl3d.reconstruct.protocol import Reconstructor
 
 _log = logging.getLogger(__name__)
 VISIBLE = 0.05  # alpha of a box's pixels; Carve3D takes a colour below 0.95 over white

@@ -76,6 +76,10 @@ def test_view_distances_by_hand() -> None:
     noisy = rgba.clone()
     noisy[:, 1, 0] += 0.004 * rgba[:, 1, 3]  # a quarter of that as a mean over channels
     assert not views_differ(noisy, 0.002).item() and views_differ(noisy, 0.0009).item()
+    grain = 0.02 * torch.randn(rgba[:, :, :3].shape, generator=torch.Generator().manual_seed(0)) * rgba[:, :, 3:]
+    grainy = torch.cat([rgba[:, :, :3] + grain, rgba[:, :, 3:]], 2)
+    # Thumbnails average the noise of 4 pixels here, of 64 in a 64-pixel view: 0.75 * 0.02 * 1.13 / 2 = 0.0085.
+    assert view_distances(grainy)[0, 0, 1] > 0.015 and not views_differ(grainy, 0.011).item()
     assert views_differ(noisy, 0.0).item() and views_differ(noisy[:, :1], 0.9).item()
 
 
