@@ -71,10 +71,11 @@ leave out what a first run found too weak. The cases from "specks" on came with 
 {"".join(section(name, c) for name, c in found.items())}## How to read this
 
 Sixteen comparisons (ten where only assets with different sides count) are few: a share of 0.75 has a 95 % interval of
-about 0.5 to 0.9. The props are made by code and simpler than the assets that the judge was trained on. A pass says that a reward sees a fault
-of this size, not that optimising it is safe. A formula that is "not asked" and scores the worse version higher, such as
-symmetry of a repeated front, is easily hacked by it: combine it with a reward that reads the prompt. "Swapped views"
-are no fault to a reward of consistency: on a ring of cameras they are the object turned by a quarter.
+about 0.5 to 0.9. The props are made by code and simpler than the assets that the judge was trained on. A pass says that
+a reward sees a fault of this size, not that optimising it is safe. A formula that is "not asked" and scores the worse
+version higher, such as symmetry of a repeated front, is easily hacked by it: combine it with a reward that reads the
+prompt. "Swapped views" are no fault to a reward of consistency: on a ring of cameras they are the object turned by a
+quarter.
 """
 
 
