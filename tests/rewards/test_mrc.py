@@ -243,6 +243,11 @@ def test_gradients_where_the_reconstructor_has_them() -> None:
     assert mrc.differentiable
     mrc(x).sum().backward()
     assert x.images.grad is not None and bool(x.images.grad.any()) and bool(torch.isfinite(x.images.grad).all())
+    blank = as_input(torch.zeros(1, 4, 4, SIZE, SIZE), cameras)
+    blank = replace(blank, images=blank.images.clone().requires_grad_())
+    scores = mrc(blank)
+    scores.sum().backward()
+    assert scores.item() == -1 and blank.images.grad is not None and not bool(blank.images.grad.any())
 
 
 def test_the_hull_fit_is_a_reconstructor() -> None:
