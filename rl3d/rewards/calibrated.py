@@ -14,8 +14,9 @@ from typing import Any
 from torch.nn import Module
 
 from rl3d.errors import AssetError, InputError
-from rl3d.rewards.embedded import JudgeReward
-from rl3d.rewards.geometry import REWARDS
+from rl3d.rewards.embedded import FORMULAS, JudgeReward
+from rl3d.rewards.mrc import MRC
+from rl3d.rewards.perceptual import JudgeFeatures
 from rl3d.rewards.protocol import Reward
 from rl3d.rewards.reward3d import Reward3D
 from rl3d.rewards.reward_cs import RewardCS
@@ -29,6 +30,8 @@ def weights_digest(reward: Reward) -> str:
         model: Module = reward.judge.model
     elif isinstance(reward, Reward3D | RewardCS):
         model = reward.model
+    elif isinstance(reward, MRC) and isinstance(reward.distance, JudgeFeatures):
+        model = reward.distance.judge.model
     else:
         return ""
     digest = hashlib.sha256()
@@ -45,7 +48,7 @@ def recorded_calibration(reward: Reward, path: Path = CALIBRATIONS) -> dict[str,
         AssetError: the file cannot be read.
     """
     weights = weights_digest(reward)
-    if not weights and REWARDS.get(reward.name) is not reward:
+    if not weights and FORMULAS.get(reward.name) is not reward:
         return None
     try:
         entry = json.loads(path.read_text(encoding="utf-8")).get(reward.name) if path.exists() else None

@@ -48,16 +48,25 @@ CASES = {
     "leaning": "sheared sideways by 45 degrees",
     "four fronts": "the mesh's front quarter at all four sides (Janus of a shape); assets with different sides only",
     "rough": "the mesh's surface moved by smooth noise of 0.025 metres",
+    "specks": "six specks in the air in every view, in each of them elsewhere",
+    "shifted view": "the first view is moved sideways by an eighth of the picture",
+    "exchanged views": "the first two views are exchanged; assets with different sides only",
+    "near copies": "the front at all sides, each with white noise of 0.02 on colours; sided assets only",
 }
 FAR_COLOUR = {"brown": "blue", "red": "green", "green": "purple", "white": "black", "grey": "pink", "blue": "orange"}
 ON_VIEWS = (
     BLANK_ORDER, "nothing", "blank view", "repeated", "mixed views", "noise", "wrong noun", "wrong colour",
     "scaled down", "floaters", "holes",
 )  # fmt: skip
+GATED = (BLANK_ORDER, "nothing", "blank view", "repeated", "near copies")  # closed by `rl3d.rewards.gates`
 # What the embedded rewards claim to see. The judge knows no cameras and no gravity.
 CLAIMS: dict[str, tuple[str, ...]] = {
     "judge": ON_VIEWS,
     "depth_normal": (BLANK_ORDER, "nothing", "blank view", "repeated", "swapped views", "noise"),
+    # What reached SHARE of what inconsistent views show; of a Janus, exact and nearly exact copies (a gate) alone.
+    "hull": (*GATED, "mixed views", "specks", "shifted view", "exchanged views"),
+    "mrc": (*GATED, "mixed views", "noise", "specks", "shifted view", "exchanged views"),
+    "epipolar": (*GATED, "mixed views"),
     "symmetry": ("leaning",),
     "connectedness": ("floaters",),
     "stability": ("leaning",),
@@ -228,10 +237,31 @@ def _damaged(
         "leaning": shot.input(damage_mesh.leaning(asset.mesh)),
         "rough": shot.input(damage_mesh.rough(asset.mesh, generator)),
     }
+    views = torch.arange(x.images.shape[1])
     if asset.sided:
         made["four fronts"] = shot.input(damage_mesh.four_faced(asset.mesh))
-        made["repeated"] = _with_views(x, torch.zeros(x.images.shape[1], dtype=torch.int64))
+        made["repeated"] = _with_views(x, 0 * views)
+    made["specks"] = _over_white(x, damage.floaters(x.premultiplied(), generator))
+    made["shifted view"] = _first_view_shifted(x)
+    if asset.sided:
+        made["exchanged views"] = _with_views(x, torch.cat([views[:2].flip(0), views[2:]]))
+        made["near copies"] = _noisy(_with_views(x, 0 * views), generator, 0.02)
     return made
+
+
+def _first_view_shifted(x: RewardInput) -> RewardInput:
+    """The first view moved to the right by an eighth of the picture, all that it shows; what leaves it is lost."""
+    by = x.images.shape[-1] // 8
+
+    def shifted(channels: Tensor | None) -> Tensor:
+        assert channels is not None  # made by `_Shot`
+        moved = channels.clone()
+        moved[:, 0] = 0
+        moved[:, 0, :, :, by:] = channels[:, 0, :, :, :-by]
+        return moved
+
+    made = _over_white(x, shifted(x.premultiplied()))
+    return replace(made, normals=shifted(x.normals), depths=shifted(x.depths))
 
 
 def _over_white(x: RewardInput, rgba: Tensor) -> RewardInput:
@@ -260,12 +290,12 @@ def _with_views(x: RewardInput, order: Tensor) -> RewardInput:
     )
 
 
-def _noisy(x: RewardInput, generator: torch.Generator) -> RewardInput:
-    """White noise on colours and normals (sigma 0.3) and depths (5 %); the silhouettes stay."""
+def _noisy(x: RewardInput, generator: torch.Generator, sigma: float = 0.3) -> RewardInput:
+    """White noise of `sigma` on colours and normals, of a sixth of it on depths (relative); the silhouettes stay."""
     assert x.normals is not None and x.depths is not None  # made by `_Shot`
     rgba = x.premultiplied()
-    colour = rgba[:, :, :3] + 0.3 * torch.randn(x.images.shape, generator=generator)
+    colour = rgba[:, :, :3] + sigma * torch.randn(x.images.shape, generator=generator)
     noisy = _over_white(x, torch.cat([torch.minimum(colour.clamp(0, 1), x.alphas), x.alphas], 2))
-    bent = normalize(x.normals + 0.3 * torch.randn(x.normals.shape, generator=generator), dim=2)
-    depths = x.depths * (1 + 0.05 * torch.randn(x.depths.shape, generator=generator))
+    bent = normalize(x.normals + sigma * torch.randn(x.normals.shape, generator=generator), dim=2)
+    depths = x.depths * (1 + sigma / 6 * torch.randn(x.depths.shape, generator=generator))
     return replace(noisy, normals=bent * (x.depths > 0), depths=depths)

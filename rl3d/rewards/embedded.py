@@ -10,10 +10,18 @@ from torch import Tensor
 
 from rl3d.errors import InputError, nearest
 from rl3d.rewards import geometry
+from rl3d.rewards.epipolar import Epipolar
+from rl3d.rewards.hull import HULL
 from rl3d.rewards.judges import Judge, load_judge
+from rl3d.rewards.mrc import MRC
+from rl3d.rewards.perceptual import judge_features
 from rl3d.rewards.protocol import Reward, RewardInput, check_scores
 from rl3d.rewards.reward3d import load_reward3d
 from rl3d.rewards.reward_cs import load_rewardcs
+
+# By name: rewards without weights.
+FORMULAS: dict[str, Reward] = {**geometry.REWARDS, HULL.name: HULL, "epipolar": Epipolar()}
+MRC_PIXELS = 48  # rows of the views that the embedded MRC's hull fit sees
 
 
 @dataclass(frozen=True)
@@ -43,7 +51,8 @@ class JudgeReward:
 def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | Path | None = None) -> Reward:
     """A reward by name: "judge" (or "reward") is the embedded reward judge, "reward3d" the embedded one trained to
     rank, "rewardcs-mini" the one that looks at meshes, "FAMILY:PATH_OR_ID" one with published weights, and the names of
-    `rl3d.rewards.geometry` are formulas.
+    `FORMULAS` are formulas. "mrc" is Carve3D's consistency by leaving a view out, with the visual hull as reconstructor
+    and the reward judge's features as distance; build `rl3d.rewards.MRC` for others.
 
     Raises:
         InputError: unknown name; or "gold", which only measures.
@@ -57,12 +66,16 @@ def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | 
         return load_reward3d(device, folder)
     if name == "rewardcs-mini":
         return load_rewardcs(device, folder)
-    if name in geometry.REWARDS:
-        return geometry.REWARDS[name]
+    if name in FORMULAS:
+        return FORMULAS[name]
+    if name == "mrc":
+        from rl3d.rewards.reconstruction import HullFit  # brings compiled kernels
+
+        return MRC(HullFit(), judge_features(device, folder), view_pixels=MRC_PIXELS)
     if ":" in name or name in FAMILIES:
         return load_hub_reward(name, device)
     if name not in ("judge", "reward", "judge_reward"):
-        close = nearest(name, ["judge", "reward", "reward3d", "rewardcs-mini", *geometry.REWARDS], 1)
+        close = nearest(name, ["judge", "reward", "reward3d", "rewardcs-mini", "mrc", *FORMULAS], 1)
         raise InputError(f"no embedded reward is called {name!r}; did you mean {close[0] if close else 'judge'!r}?")
     return JudgeReward(load_judge("reward", device, folder))
 

@@ -13,7 +13,7 @@ from rl3d.data.captions import split_words
 from rl3d.errors import AssetError, InputError
 from rl3d.rewards import RewardInput, check_reward, load, reward
 from rl3d.rewards.calibrated import calibration_warning, recorded_calibration, weights_digest
-from rl3d.rewards.check import CASES, CLAIMS, FAR_COLOUR, ON_VIEWS, claims_of
+from rl3d.rewards.check import CASES, CLAIMS, FAR_COLOUR, ON_VIEWS, _first_view_shifted, claims_of
 from rl3d.rewards.check_assets import check_assets
 from rl3d.scenes.facts import mesh_facts
 
@@ -44,11 +44,23 @@ def test_one_reward_per_answer() -> None:
     assert cases["blank view"].verdict == "not asked" and cases["blank view"].holds
     assert found.failed == ["wrong noun", "floaters"]
     assert cases["repeated"].comparisons == 10 and cases["holes"].comparisons == 16
+    assert cases["specks"].share == 0 and cases["near copies"].comparisons == cases["exchanged views"].comparisons == 10
     assert "floaters" in found.table() and found.as_json()["failed"] == found.failed
     assert found == check_reward(coverage, ["nothing", "scaled down", "floaters", "wrong noun"], size=24)
     assert claims_of(coverage) == ON_VIEWS
     with pytest.raises(InputError, match="'floater'; known: floaters"):
         check_reward(coverage, ["floater"])
+
+
+def test_a_shifted_view_takes_all_that_it_shows_with_it() -> None:
+    values = torch.arange(8.0).expand(1, 2, 3, 8, 8) / 8
+    alphas = torch.ones(1, 2, 1, 8, 8)
+    x = RewardInput(values, alphas, None, ["ramp"], normals=values, depths=alphas)
+    made = _first_view_shifted(x)  # by one of eight pixels
+    assert made.images[0, 0, 0, 0].tolist() == [1, 0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75]  # white where it came from
+    assert made.normals is not None and made.normals[0, 0, 0, 0].tolist() == [0, *(k / 8 for k in range(7))]
+    assert made.depths is not None and made.depths[0, 0, 0, 0].tolist() == [0, *[1] * 7]
+    assert torch.equal(made.images[:, 1], x.images[:, 1]) and torch.equal(made.depths[:, 1], alphas[:, 1])
 
 
 @pytest.mark.parametrize("name", ["connectedness", "stability"])
