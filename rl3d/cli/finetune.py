@@ -65,8 +65,8 @@ def run(args: argparse.Namespace) -> int:
 
     from accelerate import Accelerator
 
-    from rl3d.multiview.finetune import finetune
     from rl3d.multiview.guard import guard_for
+    from rl3d.multiview.loop import finetune
     from rl3d.priors import load as load_prior
     from rl3d.rewards import load as load_reward
     from rl3d.rewards.calibrated import calibration_warning

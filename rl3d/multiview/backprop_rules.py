@@ -15,7 +15,7 @@ from torch import Tensor
 from rl3d.errors import ConfigError, InputError
 from rl3d.multiview.options import FinetuneOptions
 from rl3d.multiview.policy import Drawn, Memory, PlainRule, Policy
-from rl3d.multiview.rollout import Path, replay
+from rl3d.multiview.rollouts import Path, replay
 from rl3d.multiview.samplers import predict_step
 from rl3d.rewards.pictures import reward_input
 from rl3d.rewards.protocol import Reward, check_scores

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rl3d.cameras import Cameras
 from rl3d.multiview.options import FinetuneOptions
-from rl3d.multiview.rollout import rollout
+from rl3d.multiview.rollouts import rollout
 from rl3d.multiview.rounds import guarded_scores, ring
 from rl3d.preview import view_sheet
 from rl3d.priors.load import join_prompts

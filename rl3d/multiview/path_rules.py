@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rl3d.multiview.policy import Drawn, Memory, PlainRule, Policy
-from rl3d.multiview.rollout import Path, replay
+from rl3d.multiview.rollouts import Path, replay
 from rl3d.rl import clipped_surrogate, d3po, dpok, gaussian_kl, grpo
 from rl3d.rl.numbers import as_floats
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rl3d.errors import InputError
 from rl3d.multiview.options import FinetuneOptions
-from rl3d.multiview.rollout import Path, noise_for
+from rl3d.multiview.rollouts import Path, noise_for
 from rl3d.priors import adapters
 from rl3d.priors.adapters import LoraOptions, TunablePrior
 from rl3d.priors.protocol import Prior

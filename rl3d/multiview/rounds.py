@@ -13,7 +13,7 @@ from rl3d.cameras import Cameras
 from rl3d.errors import InputError, RL3DError
 from rl3d.multiview.options import FinetuneOptions
 from rl3d.multiview.policy import Drawn
-from rl3d.multiview.rollout import Path, noise_for, rollout, zigzagged
+from rl3d.multiview.rollouts import Path, noise_for, rollout, zigzagged
 from rl3d.priors.load import join_prompts, prompt_row
 from rl3d.priors.protocol import Prior, PromptEmbedding
 from rl3d.randomness import generator_for, seed_for

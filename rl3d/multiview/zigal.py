@@ -1,6 +1,6 @@
 """MV-ZigAL (Zhang et al. 2025, arXiv 2505.20107): regress a policy's log-ratios onto how much a zigzag path is better.
 
-Neighbouring rows begin from the same noise; the second one's has gone through a zigzag (`rollout.zigzagged`), which
+Neighbouring rows begin from the same noise; the second one's has gone through a zigzag (`rollouts.zigzagged`), which
 follows the prompt better. Per step, with rho the log-ratio to the policy that drew both,
 
     D = rho(standard) - rho(zigzag),   A = A(standard) - A(zigzag),   L = max((D - A)^2, (D_clip - A)^2)
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from rl3d.multiview.policy import Drawn, Memory, PlainRule, Policy
-from rl3d.multiview.rollout import replay
+from rl3d.multiview.rollouts import replay
 from rl3d.rl import zigal
 from rl3d.rl.numbers import as_floats
 

@@ -13,9 +13,9 @@ from tiny_world import random_prior
 from toy_prior import ToyPrior
 
 from rl3d.errors import ConfigError, InputError
-from rl3d.multiview import finetune as module
+from rl3d.multiview import loop as module
 from rl3d.multiview import update
-from rl3d.multiview.finetune import finetune
+from rl3d.multiview.loop import finetune
 from rl3d.multiview.options import (
     ALGORITHMS,
     AdapterOptions,

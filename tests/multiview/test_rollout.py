@@ -11,8 +11,8 @@ from tiny_world import load_tool, random_prior
 
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
-from rl3d.multiview.rollout import Path as Drawn
-from rl3d.multiview.rollout import replay, rollout
+from rl3d.multiview.rollouts import Path as Drawn
+from rl3d.multiview.rollouts import replay, rollout
 from rl3d.multiview.sampler_options import SamplerOptions
 from rl3d.priors import load
 from rl3d.priors.adapters import LoraOptions, adapter_parameters, attach, reference

@@ -22,7 +22,7 @@ SCRIPT = """
 import sys
 from accelerate import Accelerator
 from toy_prior import ToyPrior
-from rl3d.multiview.finetune import finetune
+from rl3d.multiview.loop import finetune
 from rl3d.multiview.options import AdapterOptions, FinetuneOptions, WatchOptions
 from rl3d.multiview.sampler_options import SamplerOptions
 from rl3d.rewards.protocol import reward
