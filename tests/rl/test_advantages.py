@@ -56,6 +56,14 @@ def test_groups_without_signal_are_named_and_still() -> None:
     assert a.values[2].tolist() == pytest.approx([-1 / 30, 2 / 30, -1 / 30], rel=1e-6)
 
 
+def test_equal_rewards_of_any_size_are_silent() -> None:
+    """The mean of seven times 1e12 + 0.1 is off by 1e-4, which would be a std above the floor."""
+    rewards = torch.full((1, 7), 1e12 + 0.1, dtype=torch.float64)
+    assert float((rewards.mean() - rewards[0, 0]).abs()) > 1e-5
+    a = group_advantages(rewards)
+    assert a.silent.tolist() == [True] and a.std.tolist() == [0] and a.values[0].tolist() == [0] * 7
+
+
 def test_float64_inside() -> None:
     """Float32 sums of a thousand rewards around 1e4 lose the differences of 1e-3 that float64 keeps."""
     rewards = 1e4 + torch.arange(1024).reshape(1, -1) % 2 * 0.001

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -34,6 +35,8 @@ def test_surrogate_by_hand() -> None:
     seen = as_floats(numbers, "policy/")
     assert seen["policy/ratio_mean"] == pytest.approx(1) and seen["policy/ratio_deviation"] == pytest.approx(0.5)
     assert seen["policy/clip_fraction"] == 1 and seen["policy/cut_fraction"] == 0.5
+    one = torch.ones(4).double()  # asked to rise, only the ratio above the range is cut
+    assert float(clipped_surrogate(lp[[0, 1, 1, 1]], 0 * lp, one, clip=0.2)[1].cut_fraction) == 0.25
     # k3 of KL(old || theta) with u = -log rho: rho - 1 - log rho; mean = -(log 1.5 + log 0.5) / 2
     assert seen["policy/approx_kl"] == pytest.approx(-(math.log(1.5) + math.log(0.5)) / 2)
 
@@ -50,11 +53,20 @@ def test_at_ratio_one_the_surrogate_has_the_gradient_of_reinforce() -> None:
     assert torch.allclose(gradient(both, lp), gradient(reinforce(lp, wide), lp), rtol=1e-12)
 
 
-def test_nothing_but_the_policy_gets_gradients() -> None:
-    lp, old, a = (drawn(4, seed=s).requires_grad_() for s in range(3))
-    loss, _ = clipped_surrogate(lp, old, a, clip=0.5)
-    loss.backward()
+LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {  # of log_probs, old, advantages and kl [B, T]
+    "reinforce": lambda lp, old, a, kl: reinforce(lp, a),
+    "surrogate": lambda lp, old, a, kl: clipped_surrogate(lp, old, a, clip=0.5)[0],
+    "dpok": lambda lp, old, a, kl: dpok(lp, a[:, 0], kl, alpha=1.0, beta=1.0),
+    "grpo": lambda lp, old, a, kl: grpo(lp, old, a[:, 0], kl, clip=0.5, beta=1.0)[0],
+}
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_nothing_but_the_policy_and_its_kl_get_gradients(name: str) -> None:
+    lp, old, a, kl = (drawn(3, 4, seed=s).requires_grad_() for s in range(4))
+    LOSSES[name](lp, old, a, kl).backward()
     assert lp.grad is not None and old.grad is None and a.grad is None
+    assert (kl.grad is not None) == (name in ("dpok", "grpo"))
 
 
 def test_gradcheck() -> None:

@@ -56,6 +56,13 @@ def test_prdp_by_hand() -> None:
     assert float(numbers.clip_fraction) == pytest.approx(0.25) and float(numbers.cut_fraction) == 1
 
 
+def test_prdp_clips_both_samples() -> None:
+    """b moved by [-0.3, -0.1], clip 0.2: D_clip = 0.3, target 1: (0.3 - 1)^2 = 0.49, larger than (0.4 - 1)^2."""
+    z = torch.zeros(1, 2)
+    loss, _ = prdp(z, torch.tensor([[-0.3, -0.1]]), z, z, z, z, torch.tensor([2.0]), beta=2.0, clip=0.2)
+    assert loss.item() == pytest.approx(0.49)
+
+
 def test_zigal_stops_where_it_went_the_right_way_and_only_there() -> None:
     """A = 1, clip 1e-4. D = 2e-3 (towards A, beyond the clip): D_clip = 2e-4 is further off, constant: no gradient.
 
