@@ -25,16 +25,20 @@ CALIBRATIONS = Path(__file__).parent / "calibration.json"
 
 
 def weights_digest(reward: Reward) -> str:
-    """SHA-256 of an embedded model's weights as float32, in the order of their names; "" for a formula."""
+    """SHA-256 of an embedded model's weights as float32, in the order of their names; "" for a formula.
+
+    For MRC, of what it is built of as well: with another reconstructor it is another reward.
+    """
+    digest = hashlib.sha256()
     if isinstance(reward, JudgeReward):
         model: Module = reward.judge.model
     elif isinstance(reward, Reward3D | RewardCS):
         model = reward.model
     elif isinstance(reward, MRC) and isinstance(reward.distance, JudgeFeatures):
         model = reward.distance.judge.model
+        digest.update(f"{reward.about} {reward.options} {reward.view_pixels}".encode())
     else:
         return ""
-    digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())

@@ -63,10 +63,6 @@ GATED = (BLANK_ORDER, "nothing", "blank view", "repeated", "near copies")  # clo
 CLAIMS: dict[str, tuple[str, ...]] = {
     "judge": ON_VIEWS,
     "depth_normal": (BLANK_ORDER, "nothing", "blank view", "repeated", "swapped views", "noise"),
-    # What reached SHARE of what inconsistent views show; of a Janus, exact and nearly exact copies (a gate) alone.
-    "hull": (*GATED, "mixed views", "specks", "shifted view", "exchanged views"),
-    "mrc": (*GATED, "mixed views", "noise", "specks", "shifted view", "exchanged views"),
-    "epipolar": (*GATED, "mixed views"),
     "symmetry": ("leaning",),
     "connectedness": ("floaters",),
     "stability": ("leaning",),
@@ -81,6 +77,10 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         "four fronts",
         "rough",
     ),
+    # What reached SHARE of what inconsistent views show; of a Janus, exact and nearly exact copies (a gate) alone.
+    "hull": (*GATED, "mixed views", "specks", "shifted view", "exchanged views"),
+    "mrc": (*GATED, "mixed views", "noise", "specks", "shifted view", "exchanged views"),
+    "epipolar": (*GATED, "mixed views"),
 }
 
 

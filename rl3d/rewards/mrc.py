@@ -171,7 +171,7 @@ class MRC:
     or the reconstructor refuses an asset, the score is -1, the worst.
 
     Attributes:
-        reconstructor: views to scenes. distance: of pictures; both are named in `name`.
+        reconstructor: views to scenes. distance: of pictures; both are named in `about`.
         view_pixels: views are resized to this many rows before they are reconstructed; None keeps them.
 
     Raises:
