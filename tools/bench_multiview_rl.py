@@ -1,6 +1,6 @@
 """Measure fine-tuning of a multi-view prior: every algorithm, best-of-N, longer training, on prompts not trained on.
 
-    python tools/bench_multiview_rl.py --out runs/tuning                                # everything: many hours on a CPU
+    python tools/bench_multiview_rl.py --out runs/tuning                               # everything: many hours on a CPU
     python tools/bench_multiview_rl.py --out runs/tuning --rows nft carve3d --seeds 1 --set rounds=20 --held-out 20
     python tools/bench_multiview_rl.py --out runs/tuning --rows nft sft --data DATA --cache CACHE
     python tools/bench_multiview_rl.py --out runs/tuning --report-only
@@ -292,9 +292,9 @@ def write_report(bench: Bench, texts: Sequence[str]) -> None:
     lines = [
         "# Fine-tuning the multi-view prior, measured",
         "",
-        f"Written by `tools/bench_multiview_rl.py`; do not edit. Optimised: `{bench.reward.name}`; {len(texts)} training "
-        f"prompts, the worst of {POOL} for the base; {args.held_out} other prompts here, {args.copies} samples each from "
-        "fixed noise. Means with 95 % intervals of a bootstrap over prompts. MRC: lower is better.",
+        f"Written by `tools/bench_multiview_rl.py`; do not edit. Optimised: `{bench.reward.name}`; {len(texts)} "
+        f"training prompts, the worst of {POOL} for the base; {args.held_out} other prompts here, {args.copies} samples "
+        "each from fixed noise. Means with 95 % intervals of a bootstrap over prompts. MRC: lower is better.",
         "",
         "| row | seeds | " + " | ".join(m.title for m in MEASURES) + " | samples | seconds | moved |",
         "|---" * (5 + len(MEASURES)) + "|",
