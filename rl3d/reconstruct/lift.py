@@ -1,4 +1,4 @@
-"""Lift a few sampled views to 3D: visual hull, splats on its surface, a fit through the renderer.
+"""Lift a few views to 3D: visual hull, splats on its surface, a fit through the renderer.
 
 All images here are RGBA [V, 4, H, W]: premultiplied sRGB + alpha in [0, 1].
 """
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
-from rl3d.text_to_3d.leaves import Rates
-from rl3d.text_to_3d.options import LiftOptions
-from rl3d.text_to_3d.splats import SplatState, smallest_scale
+from rl3d.reconstruct.leaves import Rates
+from rl3d.reconstruct.options import LiftOptions
+from rl3d.reconstruct.splats import SplatState, smallest_scale
 
 LINING = 0.25  # share of the splats that start one voxel under the surface
 CROWD = 3  # splats a surface voxel at most: more of them hide each other, and what is hidden learns nothing
@@ -120,7 +120,9 @@ def start_from_hull(
     # Faint views of a prior in doubt still have a densest part.
     inside = hull > min(0.5, 0.6 * float(hull.max()))
     if float(hull.max()) < 0.1:
-        raise InputError("the sampled views share no volume, there is nothing to lift; try another --seed or prompt")
+        raise InputError(
+            "the views share no volume, there is nothing to lift; where they were sampled, try another --seed or prompt"
+        )
     padded = F.pad(inside.float()[None, None], [1] * 6)
     crowded = F.avg_pool3d(padded, 3, stride=1)[0, 0] > 0.999  # every neighbour inside too
     core = F.avg_pool3d(F.pad(padded, [1] * 6), 5, stride=1)[0, 0] > 0.999
