@@ -23,6 +23,10 @@ CROWD = 3  # splats a surface voxel at most: more of them hide each other, and w
 RADIUS = 0.62  # half the side of the cube that holds every asset, metres
 
 
+class NoSharedVolume(InputError):
+    """Views whose silhouettes meet nowhere: no solid casts them."""
+
+
 def grid_points(resolution: int, device: torch.device, radius: float = RADIUS) -> Tensor:
     """Centres [G, G, G, 3] (x, y, z order) of a cube of voxels around the origin, metres."""
     axis = (torch.arange(resolution, device=device) + 0.5) / resolution * 2 * radius - radius
@@ -111,7 +115,7 @@ def start_from_hull(
     """Splats on the surface of the views' visual hull, coloured by the views that face them.
 
     Raises:
-        InputError: the views share no volume at all.
+        NoSharedVolume: the views share no volume at all.
     """
     alpha = keep_thin(images[:, 3:])
     hull = visual_hull(alpha, cameras, options.grid, tolerate)
@@ -120,7 +124,7 @@ def start_from_hull(
     # Faint views of a prior in doubt still have a densest part.
     inside = hull > min(0.5, 0.6 * float(hull.max()))
     if float(hull.max()) < 0.1:
-        raise InputError(
+        raise NoSharedVolume(
             "the views share no volume, there is nothing to lift; where they were sampled, try another --seed or prompt"
         )
     padded = F.pad(inside.float()[None, None], [1] * 6)
@@ -210,9 +214,13 @@ def fit(
     thin = (F.max_pool2d(thin_parts(images[:, 3:]), 5, stride=1, padding=2) > 0.1).float()
     hazy = options.haze_weight > 0 and bool(thin.any())
     for step in range(steps):
-        frames, layers = state.render_layers(cameras)
-        loss = image_loss(frames.rgb, frames.alpha, images, options.alpha_weight)
-        loss = loss + options.layers_weight * layers.mean()
+        if options.layers_weight > 0:
+            frames, layers = state.render_layers(cameras)
+            loss = image_loss(frames.rgb, frames.alpha, images, options.alpha_weight)
+            loss = loss + options.layers_weight * layers.mean()
+        else:
+            frames = state.render(cameras)
+            loss = image_loss(frames.rgb, frames.alpha, images, options.alpha_weight)
         opacity = state.tensors["opacity_logits"].sigmoid()
         loss = loss + options.flatness_weight * (opacity * (1 - opacity)).mean()
         if hazy:

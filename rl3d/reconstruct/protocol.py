@@ -39,6 +39,7 @@ class Reconstructor(Protocol):
             cameras: V cameras that all assets share, or B * V of them, in the canonical frame.
 
         Raises:
-            InputError: views that share no volume, or a number of views that it cannot read.
+            InputError: images or cameras of another form, or a number of views that it cannot read.
+            NoSharedVolume: (an InputError) the views of an asset meet nowhere; see `rl3d.reconstruct.lift`.
         """
         ...
