@@ -117,7 +117,7 @@ def start_from_hull(
     Raises:
         NoSharedVolume: the views share no volume at all.
     """
-    alpha = keep_thin(images[:, 3:])
+    alpha = keep_thin(images[:, 3:].detach())  # where the hull is has no gradient
     hull = visual_hull(alpha, cameras, options.grid, tolerate)
     if not bool((hull > 0.5).any()):
         hull = visual_hull(alpha, cameras, options.grid, len(images) // 2)

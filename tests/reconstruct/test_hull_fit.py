@@ -56,7 +56,7 @@ def test_views_of_one_object_fit_each_other_and_swapped_ones_do_not(boxes: Tenso
     true = error(leave_one_out(boxes, cameras, FIT), boxes)
     wrong = error(leave_one_out(swapped, cameras, FIT), swapped)
     both = error(leave_one_out(mixed, cameras, FIT), mixed)
-    # Measured: 0.048 and 0.033; swapped 0.069 and 0.075, mixed 0.085.
+    # Measured: 0.048 and 0.033; swapped 0.069 and 0.075, mixed 0.098.
     assert bool((wrong > 1.3 * true).all()) and float(both) > 1.3 * float(true.max()), (true, wrong, both)
 
 
