@@ -115,7 +115,9 @@ class ReconstructorModel(nn.Module):
         g = self.of_splat(torch.cat([h.mean(0), h.amax(0), *known, start["opacity_logits"][:, None]], 1))
         logits = torch.cat([self.own_colour(g)[None], self.view_colour(h)]).float()  # [1 + V, sum of N, 1]
         blend = (logits.softmax(0) * torch.cat([start["colours"][None], colours])).sum(0)
-        return self.corrected(start, blend, self.out(g).float(), cameras, [len(s["means"]) for s in starts])
+        counts = [len(s["means"]) for s in starts]
+        floors = [torch.full((n, 1), math.log(smallest_scale(c))) for n, c in zip(counts, sets)]
+        return self.corrected(start, blend, self.out(g).float(), torch.cat(floors).to(images), counts)
 
     def pixels(self, images: Tensor, cameras: Cameras) -> Tensor:
         """[B * V, 10, S, S] at the network's size: RGBA, then direction and moment of every pixel's ray."""
@@ -145,14 +147,17 @@ class ReconstructorModel(nn.Module):
         return torch.cat([sample_images(maps, xy), rgba, towards], -1), straight
 
     def corrected(
-        self, start: dict[str, Tensor], colours: Tensor, out: Tensor, cameras: Cameras, counts: list[int]
+        self, start: dict[str, Tensor], colours: Tensor, out: Tensor, floors: Tensor, counts: list[int]
     ) -> list[Gaussians]:
-        """The starts of all assets with the network's corrections [sum of N, OUTPUTS], one scene an asset."""
+        """The starts of all assets with the network's corrections [sum of N, OUTPUTS], one scene an asset.
+
+        `floors` [sum of N, 1] are the least logs of scales.
+        """
         place, scales, quaternions, opacity, residual = out.split([3, 3, 4, 1, 3], -1)
         means = start["means"] + 2 * RADIUS / self.config.grid * REACH * place.tanh()
         tensors = (
             means,
-            (start["log_scales"] + SPREAD * scales.tanh()).clamp_min(math.log(smallest_scale(cameras))),
+            torch.maximum(start["log_scales"] + SPREAD * scales.tanh(), floors),
             start["quaternions"] + quaternions,
             start["opacity_logits"] + 4 * opacity[:, 0],
             ((colours + 0.3 * residual.tanh()).clamp(0, 1) - 0.5)[:, None] / SH_C0,

@@ -19,7 +19,11 @@ from rl3d.reconstruct.splats import SplatState
 from rl3d.reconstruct.views import check_views
 from rl3d.scenes.gaussians import Gaussians
 
-# What a reward can afford: few coarse splats, few large steps, no term that only a mesh needs.
+# What a reward can afford: few coarse splats, few large steps, no term that only a mesh needs. Leaving out each of 4
+# views of 64 pixels takes 0.34 s of one core an asset. The mean (soft) silhouette IoU there, over 10 val assets: 0.77
+# for true views, 0.51 where two of the four are another asset's, 0.57 where two are swapped, 0.67 where they are
+# shifted by up to 2 pixels. On 12 training assets 5 steps took 0.19 s and told shifts apart less often, 20 steps 0.82
+# s and no more.
 QUICK = LiftOptions(
     steps=10,
     gaussians=800,
