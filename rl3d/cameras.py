@@ -362,6 +362,22 @@ class Cameras:
         return cls(_rigid_inverse(pose * pose.new_tensor([*_FLIP_YZ, 1])), intrinsics, height, width)
 
 
+def camera_rows(cameras: Cameras, batch: int, views: int) -> Cameras:
+    """Cameras [V] shared by the batch, or [B * V] in "(b f)" order, as [B * V] in "(b f)" order.
+
+    Raises:
+        InputError: any other number of cameras.
+    """
+    if len(cameras) == batch * views:
+        return cameras
+    if len(cameras) != views:
+        raise InputError(f"{len(cameras)} cameras for {batch} x {views} images; pass {views} or {batch * views}")
+    # Tiled whole, c0 c1 c2 c3 c0 c1 ...; repeating each camera (c0 c0 c1 c1 ...) would hand views to other objects.
+    return Cameras(
+        cameras.view.repeat(batch, 1, 1), cameras.intrinsics.repeat(batch, 1, 1), cameras.height, cameras.width
+    )
+
+
 def _rigid(rotation: Tensor, translation: Tensor) -> Tensor:
     """[V, 4, 4] out of [V, 3, 3] and [V, 3]."""
     last = translation.new_tensor([0, 0, 0, 1]).expand(len(translation), 1, 4)

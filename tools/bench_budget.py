@@ -14,12 +14,12 @@ from typing import Any
 from rl3d.errors import InputError
 from rl3d.priors.protocol import Prior
 from rl3d.randomness import generator_for
+from rl3d.reconstruct.splats import SplatState
 from rl3d.text_to_3d.distill import Anchor, distill_rates, distill_step
 from rl3d.text_to_3d.drafts import lift_views, sample_views, view_judge
 from rl3d.text_to_3d.methods import guide_for
 from rl3d.text_to_3d.options import GenerateOptions
 from rl3d.text_to_3d.scene import begin_scene
-from rl3d.text_to_3d.splats import SplatState
 
 PROMPT = "a green tree"
 STEPS = 12  # of a measured distillation, from its beginning to its end, so that every part of a schedule counts

@@ -16,9 +16,9 @@ from rl3d.data.batches import ViewBatches
 from rl3d.errors import InputError
 from rl3d.files import atomic_path
 from rl3d.priors.embedded import EmbeddedPrior
-from rl3d.text_to_3d import lift
-from rl3d.text_to_3d.options import LiftOptions
-from rl3d.text_to_3d.splats import SplatState
+from rl3d.reconstruct import lift
+from rl3d.reconstruct.options import LiftOptions
+from rl3d.reconstruct.splats import SplatState
 
 SAMPLING = {"steps": 12, "guidance": 4.0}
 LIFT = LiftOptions(steps=60, gaussians=1500, grid=48)

@@ -24,13 +24,13 @@ from rl3d.data.captions import AssetRecord
 from rl3d.errors import InputError
 from rl3d.export.asset import DISTANCE, FOV_Y, ExportOptions, fusion_cameras
 from rl3d.files import atomic_path, write_json
+from rl3d.reconstruct.lift import RADIUS, visual_hull
 from rl3d.render.render import render
 from rl3d.rewards import damage_mesh
 from rl3d.rewards.reward_cs import sample_surface
 from rl3d.scenes.fusion import fuse_tsdf
 from rl3d.scenes.isosurface import zero_level
 from rl3d.scenes.mesh import Mesh
-from rl3d.text_to_3d.lift import RADIUS, visual_hull
 
 FUSED = {"resolution": 48, "views": 16, "image_size": 96}
 HULL = {"resolution": 32, "views": 4, "image_size": 96, "elevation": 0.2}

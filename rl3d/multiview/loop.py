@@ -31,10 +31,10 @@ from rl3d.multiview.update import distance_from_base, gradients, optimizer_for, 
 from rl3d.priors.adapters import TunablePrior, save_adapter
 from rl3d.priors.protocol import Prior, PromptEmbedding
 from rl3d.progress import Progress
+from rl3d.reconstruct.leaves import load_memory, read_leaves, readable, restore_moments, save_leaves
 from rl3d.rewards.protocol import Reward
 from rl3d.rl import ConstraintOptions, ConstraintState, Round, StopOptions, StopState, updated, watched, within_budget
 from rl3d.runs import Run, read_metrics
-from rl3d.text_to_3d.leaves import load_memory, read_leaves, readable, restore_moments, save_leaves
 
 T = TypeVar("T")
 ADAPTER, LAST, CHECKPOINT = "adapter", "last", "finetune.safetensors"

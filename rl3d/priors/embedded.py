@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl3d.cameras import Cameras
+from rl3d.cameras import Cameras, camera_rows
 from rl3d.data.captions import ARTICLES, FILLERS, MAX_WORDS, split_words
 from rl3d.errors import AssetError, InputError, nearest
 from rl3d.files import write_json
-from rl3d.priors.latent_diffusion import camera_rows, rows
+from rl3d.priors.latent_diffusion import rows
 from rl3d.priors.multiview_model import MultiViewTransformer, doubled, halved, patch_rays
 from rl3d.priors.protocol import PromptEmbedding
 

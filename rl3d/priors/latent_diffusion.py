@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rl3d.cameras import Cameras
+from rl3d.cameras import Cameras, camera_rows
 from rl3d.errors import InputError
 from rl3d.priors.pipeline_folder import Components
 from rl3d.priors.protocol import PromptEmbedding
@@ -88,22 +88,6 @@ def rows(conditioning: Tensor, batch: int) -> Tensor:
     if len(conditioning) not in (1, batch):
         raise InputError(f"{len(conditioning)} prompts cannot serve a batch of {batch}; pass 1 or {batch}")
     return conditioning.expand(batch, *conditioning.shape[1:])
-
-
-def camera_rows(cameras: Cameras, batch: int, views: int) -> Cameras:
-    """Cameras [V] shared by the batch, or [B * V] in "(b f)" order, as [B * V] in "(b f)" order.
-
-    Raises:
-        InputError: any other number of cameras.
-    """
-    if len(cameras) == batch * views:
-        return cameras
-    if len(cameras) != views:
-        raise InputError(f"{len(cameras)} cameras for {batch} x {views} images; pass {views} or {batch * views}")
-    # Tiled whole, c0 c1 c2 c3 c0 c1 ...; repeating each camera (c0 c0 c1 c1 ...) would hand views to other objects.
-    return Cameras(
-        cameras.view.repeat(batch, 1, 1), cameras.intrinsics.repeat(batch, 1, 1), cameras.height, cameras.width
-    )
 
 
 class LatentPrior(ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -31,7 +32,7 @@ class Reconstructor(Protocol):
     @property
     def differentiable(self) -> bool: ...
 
-    def __call__(self, images: Tensor, cameras: Cameras) -> list[Gaussians | Field]:
+    def __call__(self, images: Tensor, cameras: Cameras) -> Sequence[Gaussians | Field]:
         """One scene for each of B assets.
 
         Args:
@@ -39,6 +40,7 @@ class Reconstructor(Protocol):
             cameras: V cameras that all assets share, or B * V of them, in the canonical frame.
 
         Raises:
-            InputError: views that share no volume, or a number of views that it cannot read.
+            InputError: images or cameras of another form, or a number of views that it cannot read.
+            NoSharedVolume: (an InputError) the views of an asset meet nowhere; see `rl3d.reconstruct.lift`.
         """
         ...

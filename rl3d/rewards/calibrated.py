@@ -36,7 +36,7 @@ def weights_digest(reward: Reward) -> str:
         model = reward.model
     elif isinstance(reward, MRC) and isinstance(reward.distance, JudgeFeatures):
         model = reward.distance.judge.model
-        digest.update(f"{reward.about} {reward.options} {reward.view_pixels}".encode())
+        digest.update(f"{reward.about} {reward.reconstructor!r} {reward.options} {reward.view_pixels}".encode())
     else:
         return ""
     for name, tensor in sorted(model.state_dict().items()):

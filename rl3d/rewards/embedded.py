@@ -69,7 +69,7 @@ def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | 
     if name in FORMULAS:
         return FORMULAS[name]
     if name == "mrc":
-        from rl3d.rewards.reconstruction import HullFit  # brings compiled kernels
+        from rl3d.reconstruct import HullFit  # brings compiled kernels
 
         return MRC(HullFit(), judge_features(device, folder), view_pixels=MRC_PIXELS)
     if ":" in name or name in FAMILIES:

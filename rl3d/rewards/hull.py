@@ -48,7 +48,7 @@ def explained(alphas: Tensor, cameras: Cameras, grid: int = GRID) -> Tensor:
         alphas: [B, V, 1, H, W] in [0, 1]. cameras: V shared by all, or B * V; the object in the canonical cube.
         grid: voxels a side.
     """
-    from rl3d.rewards.reconstruction import grid_points, keep_thin, project, sample_images  # brings compiled kernels
+    from rl3d.reconstruct.lift import grid_points, keep_thin, project, sample_images  # brings compiled kernels
 
     batch, views, _, height, width = alphas.shape
     points = grid_points(grid, alphas.device).reshape(-1, 3).to(alphas.dtype)

@@ -23,7 +23,7 @@ from rl3d.assets import model_folder
 from rl3d.data.captions import MAX_WORDS, split_words
 from rl3d.data.colours import WORDS as COLOURS
 from rl3d.errors import InputError, nearest
-from rl3d.rewards.model_files import read_model, readable, write_model
+from rl3d.model_files import read_model, readable, write_model
 
 Which = Literal["reward", "gold"]
 KINDS = ("reward", "gold")

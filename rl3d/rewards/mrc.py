@@ -26,9 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rl3d.cameras import Cameras
+from rl3d.cameras import Cameras, camera_rows
 from rl3d.errors import InputError
-from rl3d.render.render import render
 from rl3d.rewards.gates import GateOptions, all_open, closed_names, gates
 from rl3d.rewards.hull import cameras_by_view, shares_volume
 from rl3d.rewards.perceptual import PerceptualDistance
@@ -141,21 +140,12 @@ def rerendered(images: Tensor, cameras: Cameras, reconstructor: Reconstructor, l
     Raises:
         InputError: of the reconstructor; or fewer than three views and one to be left out.
     """
-    batch, views = images.shape[:2]
-    own = cameras_by_view(cameras, batch, views)
-    if not leave_one_out:
-        scenes = reconstructor(images, cameras)
-        frames = [render(scene, own[i % len(own)]) for i, scene in enumerate(scenes)]
-        return torch.stack([torch.cat([f.rgb, f.alpha], 1) for f in frames])
-    _need_three(views)
-    shown = []
-    for v in range(views):
-        others = [k for k in range(views) if k != v]
-        rest = [one[others] for one in own]
-        scenes = reconstructor(images[:, others], rest[0] if len(rest) == 1 else Cameras.cat(rest))
-        frames = [render(scene, own[i % len(own)][v]) for i, scene in enumerate(scenes)]
-        shown.append(torch.cat([torch.cat([f.rgb, f.alpha], 1) for f in frames]))
-    return torch.stack(shown, 1)
+    from rl3d.reconstruct import views  # brings compiled kernels
+
+    if leave_one_out:
+        _need_three(images.shape[1])
+        return views.leave_one_out(images, cameras, reconstructor)
+    return views.look(reconstructor(images, cameras), camera_rows(cameras, *images.shape[:2]))
 
 
 def _need_three(views: int) -> None:

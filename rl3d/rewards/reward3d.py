@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from rl3d.assets import model_folder
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
+from rl3d.model_files import read_model, readable, write_model
 from rl3d.rewards.judges import Block, Judge, JudgeConfig, RewardJudge
-from rl3d.rewards.model_files import read_model, readable, write_model
 from rl3d.rewards.protocol import RewardInput, check_scores
 
 LIMIT = 20.0  # nearly linear where real renders lie (a score of 4 loses 1.3 %), bounded for what no one has seen

@@ -40,9 +40,9 @@ from torch.nn import functional as F
 from rl3d.assets import model_folder
 from rl3d.data.captions import MAX_WORDS
 from rl3d.errors import InputError
+from rl3d.model_files import read_model, readable, write_model
 from rl3d.rewards.divergence import cauchy_schwarz_divergence
 from rl3d.rewards.judges import Block, known_words
-from rl3d.rewards.model_files import read_model, readable, write_model
 from rl3d.rewards.protocol import RewardInput, check_scores
 from rl3d.scenes.mesh import Mesh
 

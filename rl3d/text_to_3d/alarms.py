@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Literal
 
-from rl3d.text_to_3d.ranges import need
+from rl3d.ranges import need
 
 SETTLED = 0.2  # share of the run whose looks do not count yet: the noisiest levels move any scene
 RECOVERED = 0.5  # share of the run before which nothing is compared with the start: it takes that long to come back

@@ -16,13 +16,13 @@ from torch import Tensor
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
 from rl3d.priors.protocol import Prior, PromptEmbedding
+from rl3d.reconstruct.leaves import Rates
+from rl3d.reconstruct.splats import smallest_scale
 from rl3d.rewards.pictures import prior_images
 from rl3d.text_to_3d.engine import Shot, balanced
-from rl3d.text_to_3d.leaves import Rates
 from rl3d.text_to_3d.methods import Guide
 from rl3d.text_to_3d.options import DistillOptions
 from rl3d.text_to_3d.scene import SceneState
-from rl3d.text_to_3d.splats import smallest_scale
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from rl3d.files import atomic_path, file_lock
 from rl3d.priors.protocol import Prior, PromptEmbedding, device_of
 from rl3d.progress import Progress
 from rl3d.randomness import generator_for
+from rl3d.reconstruct import lift
+from rl3d.reconstruct.splats import SplatState
 from rl3d.rewards.pictures import to_rgba
 from rl3d.runs import Run, finished_stages
-from rl3d.text_to_3d import lift
 from rl3d.text_to_3d.distill import Anchor
 from rl3d.text_to_3d.options import GenerateOptions
-from rl3d.text_to_3d.splats import SplatState
 from rl3d.workers import Worker
 
 POLL = 0.2  # seconds between looks at drafts that other workers make

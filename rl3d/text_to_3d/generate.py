@@ -20,6 +20,8 @@ from rl3d.priors import load as load_prior
 from rl3d.priors.protocol import Prior, PromptEmbedding, device_of
 from rl3d.progress import Progress
 from rl3d.randomness import generator_for
+from rl3d.reconstruct.leaves import load_memory
+from rl3d.reconstruct.splats import SplatState
 from rl3d.rewards.calibrated import calibration_warning
 from rl3d.rewards.protocol import Reward
 from rl3d.runs import Run, read_metrics
@@ -33,12 +35,10 @@ from rl3d.text_to_3d.drafts import (
     load_views,
 )
 from rl3d.text_to_3d.finish import ASSET, FIELD, SPLATS, finish_asset
-from rl3d.text_to_3d.leaves import load_memory
 from rl3d.text_to_3d.methods import Guide, check_prompt, guide_for, reward_summary
 from rl3d.text_to_3d.options import GenerateOptions, method_preset, recorded
 from rl3d.text_to_3d.report_page import charts, write_page
 from rl3d.text_to_3d.scene import SceneState, begin_scene, finished, load_scene
-from rl3d.text_to_3d.splats import SplatState
 from rl3d.text_to_3d.watch import Watch, guard_for
 from rl3d.workers import ALONE, Worker
 

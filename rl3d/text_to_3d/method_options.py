@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from rl3d.text_to_3d.ranges import need, need_not_negative, need_share
+from rl3d.ranges import need, need_not_negative, need_share
 from rl3d.text_to_3d.schedule import Schedule
 
 MethodName = Literal["mvdream", "sds", "dreamreward", "dreamdpo", "rewardsds", "ism", "vsd", "dreamcs"]

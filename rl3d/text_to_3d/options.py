@@ -8,11 +8,11 @@ from typing import Any
 
 from rl3d.config import preset_path, to_dict
 from rl3d.errors import ConfigError, nearest
+from rl3d.ranges import need, need_not_negative
+from rl3d.reconstruct.options import RATES
+from rl3d.reconstruct.options import LiftOptions as LiftOptions
 from rl3d.text_to_3d.alarms import GuardOptions
 from rl3d.text_to_3d.method_options import METHOD_NAMES, MethodOptions
-from rl3d.text_to_3d.ranges import need, need_not_negative
-
-RATES = ("lr_means", "lr_scales", "lr_colours", "lr_opacities")
 
 
 @dataclass(frozen=True)
@@ -33,29 +33,6 @@ class SampleOptions:
         need(self.rings >= 1, f"sample.rings must be at least 1, got {self.rings}")
         need(self.candidates >= 1, f"sample.candidates must be at least 1, got {self.candidates}")
         need_not_negative(self, "sample", "judge_weight")
-
-
-@dataclass(frozen=True)
-class LiftOptions:
-    """Fitting Gaussians to the sampled views, from their visual hull."""
-
-    steps: int = 150  # optimisation steps; each renders all sampled views
-    gaussians: int = 3000  # splats placed on the hull; fewer where it is small
-    grid: int = 64  # voxels a side of the visual hull
-    alpha_weight: float = 2.0  # weight of the silhouette term beside the colour term
-    flatness_weight: float = 0.02  # pulls opacity to 0 or 1
-    layers_weight: float = 10.0  # of the variance of depth along a ray, per square metre: one opaque surface, no fog
-    haze_weight: float = 8.0  # makes parts thinner than 3 pixels solid
-    lr_means: float = 2e-3  # metres a step
-    lr_scales: float = 1e-2
-    lr_colours: float = 2e-2
-    lr_opacities: float = 5e-2
-
-    def __post_init__(self) -> None:
-        need(self.steps >= 0, f"lift.steps must not be negative, got {self.steps}")
-        need(16 <= self.grid <= 256, f"lift.grid must lie in [16, 256], got {self.grid}")
-        need(1 <= self.gaussians <= 1_000_000, f"lift.gaussians must lie in [1, 1000000], got {self.gaussians}")
-        need_not_negative(self, "lift", "alpha_weight", "flatness_weight", "layers_weight", "haze_weight", *RATES)
 
 
 @dataclass(frozen=True)

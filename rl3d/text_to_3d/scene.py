@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 from rl3d.cameras import Cameras
+from rl3d.reconstruct.leaves import Rates
+from rl3d.reconstruct.splats import SplatState
 from rl3d.render.frames import Frames
 from rl3d.scenes.field import Field
 from rl3d.scenes.gaussians import Gaussians
-from rl3d.text_to_3d.leaves import Rates
 from rl3d.text_to_3d.method_options import MethodOptions
-from rl3d.text_to_3d.splats import SplatState
 
 
 class SceneState(Protocol):
     """Leaf tensors, their optimizer and the steps taken.
 
-    `rl3d.text_to_3d.splats.SplatState` is one, `rl3d.text_to_3d.voxels.VoxelState` another; the latter also has a
+    `rl3d.reconstruct.splats.SplatState` is one, `rl3d.text_to_3d.voxels.VoxelState` another; the latter also has a
     `mesh(resolution)` with gradients.
     """
 

@@ -19,15 +19,7 @@ from torch import Tensor
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
 from rl3d.export.asset import ExportOptions, calibrated_offset, fusion_cameras
-from rl3d.render.fields import render_field
-from rl3d.render.frames import Frames
-from rl3d.render.occupancy import OccupancyGrid, update_occupancy
-from rl3d.scenes.field import DENSITY_SHIFT, Field, gradient
-from rl3d.scenes.fusion import fuse_tsdf
-from rl3d.scenes.grids import Dense
-from rl3d.scenes.isosurface import extract_mesh
-from rl3d.scenes.mesh import Mesh
-from rl3d.text_to_3d.leaves import (
+from rl3d.reconstruct.leaves import (
     Rates,
     adam_step,
     leaves_of,
@@ -37,8 +29,16 @@ from rl3d.text_to_3d.leaves import (
     restore_moments,
     save_leaves,
 )
-from rl3d.text_to_3d.lift import RADIUS
-from rl3d.text_to_3d.splats import SplatState
+from rl3d.reconstruct.lift import RADIUS
+from rl3d.reconstruct.splats import SplatState
+from rl3d.render.fields import render_field
+from rl3d.render.frames import Frames
+from rl3d.render.occupancy import OccupancyGrid, update_occupancy
+from rl3d.scenes.field import DENSITY_SHIFT, Field, gradient
+from rl3d.scenes.fusion import fuse_tsdf
+from rl3d.scenes.grids import Dense
+from rl3d.scenes.isosurface import extract_mesh
+from rl3d.scenes.mesh import Mesh
 
 SAMPLES = 96  # across the box's diagonal, per ray
 LOOK_EVERY = 8  # steps between looks at which cells are empty

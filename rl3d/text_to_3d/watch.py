@@ -17,6 +17,7 @@ from torch.nn.functional import max_pool2d
 
 from rl3d.errors import AssetError, ConfigError, InputError
 from rl3d.priors.protocol import Prior
+from rl3d.reconstruct.leaves import Rates
 from rl3d.render.frames import Frames
 from rl3d.rewards.compose import contains
 from rl3d.rewards.embedded import load
@@ -39,7 +40,6 @@ from rl3d.text_to_3d.alarms import (
     set_aside,
     stopped,
 )
-from rl3d.text_to_3d.leaves import Rates
 from rl3d.text_to_3d.methods import Guide
 from rl3d.text_to_3d.options import GenerateOptions
 from rl3d.text_to_3d.scene import SceneState, finished, load_scene

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl3d.cameras import Cameras
+from rl3d.cameras import Cameras, camera_rows
 from rl3d.errors import AssetError, InputError
 from rl3d.priors import join_prompts, load
-from rl3d.priors.latent_diffusion import camera_rows
 from rl3d.priors.mvdream import MVDreamPrior, camera_vectors
 from rl3d.priors.mvdream_unet import MultiViewUNet, MultiViewUNetConfig
 

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from rl3d.cameras import Cameras
+from rl3d.cameras import Cameras, camera_rows
 from rl3d.errors import AssetError, InputError
 from rl3d.priors import join_prompts, load
-from rl3d.priors.latent_diffusion import camera_rows
 from rl3d.priors.pipeline_folder import NoiseSchedule, load_schedule
 from rl3d.priors.stable_diffusion import StableDiffusionPrior
 from rl3d.view_words import BACK, FRONT, OVERHEAD, SIDE, view_indices

@@ -12,11 +12,11 @@ import torch
 from rl3d.assets import packaged_folder
 from rl3d.data.captions import split_words
 from rl3d.errors import AssetError, InputError
+from rl3d.reconstruct import HullFit
 from rl3d.rewards import MRC, MRCOptions, RewardInput, check_reward, load, reward
 from rl3d.rewards.calibrated import calibration_warning, recorded_calibration, weights_digest
 from rl3d.rewards.check import CASES, CLAIMS, FAR_COLOUR, ON_VIEWS, _first_view_shifted, claims_of
 from rl3d.rewards.check_assets import check_assets
-from rl3d.rewards.reconstruction import HullFit
 from rl3d.scenes.facts import mesh_facts
 
 
@@ -83,7 +83,7 @@ def test_an_mrc_of_other_parts_is_another_reward() -> None:
     embedded = load("mrc")
     assert isinstance(embedded, MRC)
     for other in (
-        replace(embedded, reconstructor=HullFit(steps=3)),
+        replace(embedded, reconstructor=HullFit(seed=3)),
         replace(embedded, options=MRCOptions(alpha_weight=0.5)),
         replace(embedded, view_pixels=32),
     ):

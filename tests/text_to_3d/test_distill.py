@@ -13,6 +13,8 @@ from rl3d.cameras import Cameras
 from rl3d.errors import InputError
 from rl3d.priors.mixture import GaussianMixturePrior, Mixture
 from rl3d.priors.protocol import PromptEmbedding
+from rl3d.reconstruct.lift import start_from_ball
+from rl3d.reconstruct.splats import SplatState
 from rl3d.render.frames import Frames
 from rl3d.rewards.pictures import prior_images
 from rl3d.text_to_3d.distill import (
@@ -23,11 +25,9 @@ from rl3d.text_to_3d.distill import (
     random_orbits,
 )
 from rl3d.text_to_3d.engine import Shot, predict
-from rl3d.text_to_3d.lift import start_from_ball
 from rl3d.text_to_3d.method_options import MethodOptions
 from rl3d.text_to_3d.options import DistillOptions, LiftOptions
 from rl3d.text_to_3d.rescale import rescale_cfg
-from rl3d.text_to_3d.splats import SplatState
 
 SIZE = 16
 

@@ -15,11 +15,12 @@ from rl3d.config import preset_names, preset_path, resolve
 from rl3d.errors import ConfigError, InputError
 from rl3d.priors.embedded import EmbeddedPrior
 from rl3d.priors.protocol import PromptEmbedding
+from rl3d.reconstruct.leaves import load_memory
+from rl3d.reconstruct.lift import start_from_ball
+from rl3d.reconstruct.splats import SplatState, smallest_scale
 from rl3d.rewards.pictures import prior_images
 from rl3d.rewards.protocol import Reward, RewardInput
 from rl3d.text_to_3d.distill import distill_rates, distill_step, random_orbits
-from rl3d.text_to_3d.leaves import load_memory
-from rl3d.text_to_3d.lift import start_from_ball
 from rl3d.text_to_3d.method_options import (
     METHOD_NAMES,
     DreamDPOOptions,
@@ -32,7 +33,6 @@ from rl3d.text_to_3d.methods import METHODS, Guide, check_prompt, guide_for, rew
 from rl3d.text_to_3d.options import DistillOptions, GenerateOptions, LiftOptions, method_preset
 from rl3d.text_to_3d.rescale import rescale_cfg
 from rl3d.text_to_3d.schedule import Schedule
-from rl3d.text_to_3d.splats import SplatState, smallest_scale
 
 STEPS = 6
 ON_SPLATS = [name for name in METHOD_NAMES if name != "dreamcs"]  # that one is at home in test_voxels.py

@@ -14,16 +14,16 @@ from tiny_world import random_prior, random_rewardcs
 from rl3d.cameras import Cameras
 from rl3d.errors import AssetError, ConfigError, InputError
 from rl3d.priors.embedded import EmbeddedPrior
+from rl3d.reconstruct.leaves import load_memory
+from rl3d.reconstruct.lift import silhouette_iou
+from rl3d.reconstruct.splats import SplatState
 from rl3d.rewards.protocol import RewardInput
 from rl3d.text_to_3d.distill import distill_rates, distill_step
-from rl3d.text_to_3d.leaves import load_memory
-from rl3d.text_to_3d.lift import silhouette_iou
 from rl3d.text_to_3d.method_options import DreamCSOptions, MethodOptions, RewardOptions
 from rl3d.text_to_3d.methods import Guide, guide_for
 from rl3d.text_to_3d.options import DistillOptions
 from rl3d.text_to_3d.scene import begin_scene, finished, load_scene
 from rl3d.text_to_3d.schedule import Schedule
-from rl3d.text_to_3d.splats import SplatState
 from rl3d.text_to_3d.voxels import VoxelState, voxels_from_splats
 
 DISTILL = DistillOptions(steps=4, lr_means=4e-3)

@@ -18,6 +18,7 @@ from tiny_world import random_prior
 
 from rl3d.errors import AssetError, ConfigError, InputError
 from rl3d.priors.embedded import EmbeddedPrior
+from rl3d.reconstruct.splats import SplatState
 from rl3d.render.frames import Frames
 from rl3d.rewards import load, reward, weighted_sum
 from rl3d.rewards.protocol import Reward, RewardInput
@@ -31,7 +32,6 @@ from rl3d.text_to_3d.method_options import DreamCSOptions, MethodOptions, Reward
 from rl3d.text_to_3d.methods import guide_for
 from rl3d.text_to_3d.options import DistillOptions, GenerateOptions, LiftOptions, SampleOptions
 from rl3d.text_to_3d.schedule import Schedule
-from rl3d.text_to_3d.splats import SplatState
 from rl3d.text_to_3d.watch import guard_for
 
 module = sys.modules["rl3d.text_to_3d.generate"]

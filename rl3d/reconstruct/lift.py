@@ -1,4 +1,4 @@
-"""Lift a few sampled views to 3D: visual hull, splats on its surface, a fit through the renderer.
+"""Lift a few views to 3D: visual hull, splats on its surface, a fit through the renderer.
 
 All images here are RGBA [V, 4, H, W]: premultiplied sRGB + alpha in [0, 1].
 """
@@ -14,13 +14,17 @@ from torch import Tensor
 
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
-from rl3d.text_to_3d.leaves import Rates
-from rl3d.text_to_3d.options import LiftOptions
-from rl3d.text_to_3d.splats import SplatState, smallest_scale
+from rl3d.reconstruct.leaves import Rates
+from rl3d.reconstruct.options import LiftOptions
+from rl3d.reconstruct.splats import SplatState, smallest_scale
 
 LINING = 0.25  # share of the splats that start one voxel under the surface
 CROWD = 3  # splats a surface voxel at most: more of them hide each other, and what is hidden learns nothing
 RADIUS = 0.62  # half the side of the cube that holds every asset, metres
+
+
+class NoSharedVolume(InputError):
+    """Views whose silhouettes meet nowhere: no solid casts them."""
 
 
 def grid_points(resolution: int, device: torch.device, radius: float = RADIUS) -> Tensor:
@@ -111,16 +115,18 @@ def start_from_hull(
     """Splats on the surface of the views' visual hull, coloured by the views that face them.
 
     Raises:
-        InputError: the views share no volume at all.
+        NoSharedVolume: the views share no volume at all.
     """
-    alpha = keep_thin(images[:, 3:])
+    alpha = keep_thin(images[:, 3:].detach())  # where the hull is has no gradient
     hull = visual_hull(alpha, cameras, options.grid, tolerate)
     if not bool((hull > 0.5).any()):
         hull = visual_hull(alpha, cameras, options.grid, len(images) // 2)
     # Faint views of a prior in doubt still have a densest part.
     inside = hull > min(0.5, 0.6 * float(hull.max()))
     if float(hull.max()) < 0.1:
-        raise InputError("the sampled views share no volume, there is nothing to lift; try another --seed or prompt")
+        raise NoSharedVolume(
+            "the views share no volume, there is nothing to lift; where they were sampled, try another --seed or prompt"
+        )
     padded = F.pad(inside.float()[None, None], [1] * 6)
     crowded = F.avg_pool3d(padded, 3, stride=1)[0, 0] > 0.999  # every neighbour inside too
     core = F.avg_pool3d(F.pad(padded, [1] * 6), 5, stride=1)[0, 0] > 0.999
@@ -208,9 +214,13 @@ def fit(
     thin = (F.max_pool2d(thin_parts(images[:, 3:]), 5, stride=1, padding=2) > 0.1).float()
     hazy = options.haze_weight > 0 and bool(thin.any())
     for step in range(steps):
-        frames, layers = state.render_layers(cameras)
-        loss = image_loss(frames.rgb, frames.alpha, images, options.alpha_weight)
-        loss = loss + options.layers_weight * layers.mean()
+        if options.layers_weight > 0:
+            frames, layers = state.render_layers(cameras)
+            loss = image_loss(frames.rgb, frames.alpha, images, options.alpha_weight)
+            loss = loss + options.layers_weight * layers.mean()
+        else:
+            frames = state.render(cameras)
+            loss = image_loss(frames.rgb, frames.alpha, images, options.alpha_weight)
         opacity = state.tensors["opacity_logits"].sigmoid()
         loss = loss + options.flatness_weight * (opacity * (1 - opacity)).mean()
         if hazy:

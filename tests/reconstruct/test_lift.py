@@ -11,11 +11,11 @@ from torch import Tensor
 
 from rl3d.cameras import Cameras
 from rl3d.errors import InputError
+from rl3d.reconstruct import lift
+from rl3d.reconstruct.options import LiftOptions
+from rl3d.reconstruct.splats import NAMES, SplatState
 from rl3d.render import render
 from rl3d.scenes import Mesh
-from rl3d.text_to_3d import lift
-from rl3d.text_to_3d.options import LiftOptions
-from rl3d.text_to_3d.splats import NAMES, SplatState
 
 SIZE = 32
 

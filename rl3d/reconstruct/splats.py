@@ -11,10 +11,7 @@ import torch
 from torch import Tensor
 
 from rl3d.cameras import Cameras
-from rl3d.render.frames import Frames
-from rl3d.render.gaussians import splat
-from rl3d.scenes.gaussians import SH_C0, Gaussians
-from rl3d.text_to_3d.leaves import (
+from rl3d.reconstruct.leaves import (
     Rates,
     adam_step,
     leaves_of,
@@ -24,6 +21,9 @@ from rl3d.text_to_3d.leaves import (
     restore_moments,
     save_leaves,
 )
+from rl3d.render.frames import Frames
+from rl3d.render.gaussians import splat
+from rl3d.scenes.gaussians import SH_C0, Gaussians
 
 NAMES = ("means", "log_scales", "quaternions", "opacity_logits", "colours")
 

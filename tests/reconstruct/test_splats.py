@@ -10,11 +10,11 @@ import torch
 
 from rl3d.cameras import Cameras
 from rl3d.errors import AssetError
+from rl3d.reconstruct.leaves import Rates
+from rl3d.reconstruct.lift import start_from_ball
+from rl3d.reconstruct.options import LiftOptions
+from rl3d.reconstruct.splats import NAMES, SplatState
 from rl3d.render import render
-from rl3d.text_to_3d.leaves import Rates
-from rl3d.text_to_3d.lift import start_from_ball
-from rl3d.text_to_3d.options import LiftOptions
-from rl3d.text_to_3d.splats import NAMES, SplatState
 
 RATES = Rates(2e-3, 1e-2, 2e-2, 5e-2)
 CAMERAS = Cameras.orbit(torch.tensor([0.0, 1.5]), 0.3, 2.7, 0.47, 16)
