@@ -117,15 +117,16 @@ def finetune(
             if run is not None:
                 run.rewind(stage_name, training.round_ if file.exists() else -1)
         if looks is not None and training.round_ == 0:
-            look(training, looks, run, base, config, accelerator)
+            reward_then, guarded = look(training, looks, run, base, config, accelerator)
+            training.stop = StopState(best_guard=guarded, reward_then=reward_then)
         with progress.stage("finetune", options.rounds, done=training.round_) as stage:
             while training.round_ < options.rounds and training.stopped is None:
                 numbers = one_round(training, rewards, embeddings, options, accelerator, progress)
                 training.round_ += 1
-                guarded = None
+                seen = None
                 if looks is not None and looks.due(training.round_):
-                    guarded = look(training, looks, run, base, config, accelerator)
-                watch(training, options, numbers, guarded)
+                    seen = look(training, looks, run, base, config, accelerator)
+                watch(training, options, numbers, seen)
                 if run is not None:
                     run.log("round", training.round_, **numbers)
                     save(training, file)
@@ -298,11 +299,11 @@ def look(
     base: str | None,
     config: dict[str, Any],
     accelerator: Accelerator,
-) -> float:
+) -> tuple[float, float]:
     """Look at the policy as it is; the adapter folder is written where the guard finds it the best so far.
 
     Returns:
-        The guard's score, the same on every process.
+        The scores of reward and guard, the same on every process.
     """
     seen = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
     if run is not None:
@@ -311,21 +312,28 @@ def look(
         seen = seen.new_tensor([scores["reward"], scores["guard"]])
     if accelerator.num_processes > 1:
         seen = broadcast(seen)
-    guarded = float(seen[1])
+    scored, guarded = seen.tolist()
     if training.best is None or guarded > training.best[1]:
         training.best = (training.round_, guarded)
         if run is not None:
             _write(training, looks.out / ADAPTER, base, config)
-    return guarded
+    return scored, guarded
 
 
-def watch(training: Training, options: FinetuneOptions, numbers: dict[str, float], guarded: float | None) -> None:
-    """Move the stopping rules on by a round."""
+def watch(
+    training: Training, options: FinetuneOptions, numbers: dict[str, float], seen: tuple[float, float] | None
+) -> None:
+    """Move the stopping rules on by a round.
+
+    Args:
+        seen: scores of reward and guard in this round's look, which are compared with those of other looks.
+    """
     o = options.watch
     rules = StopOptions(kl=o.kl_budget, silent=o.silent, fall=o.fall, patience=o.patience)
     broken = not math.isfinite(numbers.get("gradient", 0.0))
-    seen = Round(numbers.get("from_base", 0.0), numbers["silent"], numbers["reward"], guarded, broken)
-    training.stop, training.stopped = watched(rules, training.stop, seen)
+    reward, guarded = (numbers["reward"], None) if seen is None else seen
+    what = Round(numbers.get("from_base", 0.0), numbers["silent"], reward, guarded, broken)
+    training.stop, training.stopped = watched(rules, training.stop, what)
 
 
 def _write(training: Training, folder: Path, base: str | None, config: dict[str, Any]) -> None:
