@@ -135,7 +135,7 @@ def evaluate(
         for copy in range(args.copies):
             tries = []
             for k in range(n):
-                images, scores = scored(prior, draw(prior, some, options, EVALUATION, copy * n + k), watchers)
+                images, scores = scored(prior, draw(prior, some, options, EVALUATION, copy + k * args.copies), watchers)
                 tries.append([(images[i], [s[i] for s in scores]) for i in range(len(some))])
             for i in range(len(some)):
                 kept[i].append(max((t[i] for t in tries), key=lambda found: found[1][0]))
