@@ -30,6 +30,7 @@ REQUIRED = (
     "diffusers",
     "transformers",
     "accelerate",
+    "peft",
     "fast-simplification",
     "scikit-image",
     "xatlas",

@@ -66,6 +66,9 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "symmetry": ("leaning",),
     "connectedness": ("floaters",),
     "stability": ("leaning",),
+    # What reaches SHARE on val assets, see its model card: noise 1.00, wrong noun 0.82, wrong colour 0.92, Janus 0.76,
+    # floaters 0.99, holes 0.84, mixed views 0.91, scaled to 0.45 0.92.
+    "reward3d": (*ON_VIEWS, "specks"),
     # What reaches SHARE on val assets, meshes and fused ones, see its model card; holes do not.
     "rewardcs-mini": (
         BLANK_ORDER,

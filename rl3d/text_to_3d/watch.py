@@ -45,7 +45,8 @@ from rl3d.text_to_3d.options import GenerateOptions
 from rl3d.text_to_3d.scene import SceneState, finished, load_scene
 
 ROWS, UNIT, ALLOWED = "guard.rows", "guard.unit", "guard.allowed"  # in the guide's memory
-EMBEDDED = ("judge", "reward3d")  # in the order in which "auto" takes them
+# What "auto" takes; not reward3d, which began as the judge and shares its blind spots.
+EMBEDDED = ("judge",)
 WITH_A_MESH = (*EMBEDDED, "rewardcs-mini")  # where the scene has one
 OF_MESHES = GeometricReward | RewardCS
 
