@@ -44,7 +44,7 @@ def test_json(rl3d: Callable, models: Path) -> None:
     assert set(report["backends"]) == {"cpu", "torch", "gsplat", "pytorch3d", "nvdiffrast"}
     assert {r["name"] for r in report["rewards"]} == {"clip", "pickscore", "hpsv2", "imagereward", "reward3d", "vlm"}
     assert all(r["why_not"] is None and r["files"] for r in report["rewards"])
-    assert {e["package"] for e in report["extras"]} >= {"gsplat", "pytorch3d", "open3d", "nvdiffrast", "viser", "peft"}
+    assert {e["package"] for e in report["extras"]} >= {"gsplat", "pytorch3d", "open3d", "nvdiffrast", "viser"}
     assert all(e["adds"] and e["licence"] and e["install"] for e in report["extras"])
 
 

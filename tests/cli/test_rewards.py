@@ -14,7 +14,7 @@ def test_list(rl3d: Any) -> None:
     done = rl3d("rewards", "list")
     assert done.code == 0
     assert [line.split()[0] for line in done.out.splitlines()] == [
-        "judge", "depth_normal", "symmetry", "connectedness", "stability", "rewardcs-mini", "hull", "mrc",
+        "judge", "depth_normal", "symmetry", "connectedness", "stability", "reward3d", "rewardcs-mini", "hull", "mrc",
         "epipolar",
     ]  # fmt: skip
     rows = json.loads(rl3d("rewards", "list", "--json").out)
