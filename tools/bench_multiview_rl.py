@@ -102,10 +102,12 @@ def scored(prior: Prior, drawn: Drawn, rewards: Sequence[Reward]) -> tuple[Tenso
         return to_rgba(images, prior), [guarded_scores(reward, x).tolist() for reward in rewards]
 
 
-def worst_prompts(prior: Prior, reward: Reward, options: FinetuneOptions, count: int, file: Path) -> list[str]:
+def worst_prompts(
+    prior: Prior, reward: Reward, options: FinetuneOptions, args: argparse.Namespace, file: Path
+) -> list[str]:
     """The prompts of the pool on which the base scores lowest; kept in a file."""
     if not file.exists():
-        means: dict[str, list[float]] = {text: [] for text in training_pool()}
+        means: dict[str, list[float]] = {text: [] for text in training_pool(args.pool)}
         texts = list(means)
         for copy in range(CANDIDATES):
             for first in range(0, len(texts), options.micro_batch):
@@ -118,7 +120,7 @@ def worst_prompts(prior: Prior, reward: Reward, options: FinetuneOptions, count:
     kept = json.loads(file.read_text(encoding="utf-8"))
     if kept["reward"] != reward.name:
         raise ConfigError(f"{file} was ranked by reward {kept['reward']!r}; choose another --out")
-    return [text for text, _ in kept["prompts"][:count]]
+    return [text for text, _ in kept["prompts"][: args.train_prompts]]
 
 
 def evaluate(
@@ -293,7 +295,7 @@ def write_report(bench: Bench, texts: Sequence[str]) -> None:
         "# Fine-tuning the multi-view prior, measured",
         "",
         f"Written by `tools/bench_multiview_rl.py`; do not edit. Optimised: `{bench.reward.name}`; {len(texts)} "
-        f"training prompts, the worst of {POOL} for the base; {args.held_out} other prompts, {args.copies} samples "
+        f"training prompts, the worst of {args.pool} for the base; {args.held_out} other prompts, {args.copies} samples "
         "each from fixed noise. Means with 95 % intervals of a bootstrap over prompts. MRC: lower is better.",
         "",
         "| row | seeds | " + " | ".join(m.title for m in MEASURES) + " | samples | seconds | moved |",
@@ -361,7 +363,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", nargs="+", default=["base", "best-of-4", *ALGORITHMS], metavar="ROW")
     parser.add_argument("--reward", default="hull", help="what is optimised")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--train-prompts", type=int, default=30)
+    parser.add_argument("--train-prompts", type=int, default=30, help="the worst of the pool")
+    parser.add_argument("--pool", type=int, default=POOL, help="prompts that the base is tried on first")
     parser.add_argument("--held-out", type=int, default=len(HELD_OUT), help="only the first N of the 60")
     parser.add_argument("--copies", type=int, default=2, help="samples a held-out prompt")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
@@ -389,7 +392,7 @@ def main(argv: list[str] | None = None) -> int:
     reward = load_reward(args.reward, args.device)
     bench = Bench(args, options, reward, load_judge("gold", args.device))
     prior = load_prior(args.prior, args.device)
-    texts = worst_prompts(prior, reward, options, args.train_prompts, args.out / "prompts.json")
+    texts = worst_prompts(prior, reward, options, args, args.out / "prompts.json")
     if not args.report_only:
         run_rows(bench, texts)
         draw_sheet(bench, args.out / "sheet.png")

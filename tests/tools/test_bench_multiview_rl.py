@@ -39,7 +39,7 @@ def test_rows_that_do_not_exist_and_missing_data_are_named(capsys: pytest.Captur
 
 def test_a_tiny_run_trains_measures_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = ["a red box", "a blue crate", "a green barrel", "a red tree"]
-    monkeypatch.setattr(bench, "training_pool", lambda count=4: prompts[:2])
+    monkeypatch.setattr(bench, "training_pool", lambda count: prompts[:2])
     monkeypatch.setattr(bench, "HELD_OUT", prompts[2:])
     monkeypatch.setattr(bench, "PROMPTS", {"known": [], "unseen": [f"a red noun{i}" for i in range(20)]})
     random_prior(32).save_pretrained(tmp_path / "prior", dtype=torch.float32)
