@@ -296,7 +296,8 @@ def write_report(bench: Bench, texts: Sequence[str]) -> None:
         "",
         f"Written by `tools/bench_multiview_rl.py`; do not edit. Optimised: `{bench.reward.name}`; {len(texts)} "
         f"training prompts, the worst of {args.pool} for the base; {args.held_out} other prompts here, "
-        f"{args.copies} samples each from fixed noise. Means with 95 % intervals of a bootstrap over prompts. MRC: lower is better.",
+        f"{args.copies} samples each from fixed noise. Means with 95 % intervals of a bootstrap over prompts. MRC: "
+        "lower is better.",
         "",
         "| row | seeds | " + " | ".join(m.title for m in MEASURES) + " | samples | seconds | moved |",
         "|---" * (5 + len(MEASURES)) + "|",
