@@ -24,10 +24,10 @@ from rl3d.multiview.algorithms import rule_for
 from rl3d.multiview.looks import Looks
 from rl3d.multiview.options import FinetuneOptions
 from rl3d.multiview.path_rules import path_kl
-from rl3d.multiview.policy import Memory, Policy, Rule
+from rl3d.multiview.policy import Drawn, Memory, Policy, Rule
 from rl3d.multiview.report_page import write_page
 from rl3d.multiview.rounds import Batch, Verdict, draw, drawn_of, held, judged, pairs_of, scored, split, turn, weighted
-from rl3d.multiview.update import distance_from_base, gradients, optimizer_for, take
+from rl3d.multiview.update import distance_from_base, gradients, optimizer_for, share_gradients, summed, take
 from rl3d.priors.adapters import TunablePrior, save_adapter
 from rl3d.priors.protocol import Prior, PromptEmbedding
 from rl3d.progress import Progress
@@ -199,17 +199,19 @@ def one_round(
     for _ in range(options.updates if total else 0):
         step = training.step
 
-        def measured(step: int = step) -> dict[str, float]:
-            size = rows_at_once(training)
-            micros = [drawn_of(batch, verdict, options, step, rule.paired) for batch in split(batches, size)]
-            apart = distance_from_base(policy, micros, total, accelerator)
-            if not within_budget(apart, options.watch.kl_budget):
-                return {"from_base": apart}
-            return {"from_base": apart, **gradients(rule, policy, micros, training.memory, total, accelerator)}
+        def micros(step: int = step) -> list[Drawn]:
+            own = split(batches, rows_at_once(training))
+            return [drawn_of(batch, verdict, options, step, rule.paired) for batch in own]
 
-        numbers |= with_less_memory(training, progress, measured)
-        if "loss" not in numbers:
+        # What processes tell each other is outside of what may have to be tried again.
+        apart = with_less_memory(training, progress, lambda: distance_from_base(policy, micros()))
+        numbers["from_base"] = summed(apart, accelerator) / total
+        if not within_budget(numbers["from_base"], options.watch.kl_budget):
             break
+        numbers |= with_less_memory(
+            training, progress, lambda: gradients(rule, policy, micros(), training.memory, total)
+        )
+        share_gradients(policy, accelerator)
         taken, norm = take(policy, training.optimizer, options.adapter)
         outcome = {"taken": outcome["taken"] + taken, "gradient": norm}
         training.step += 1
@@ -270,8 +272,7 @@ def rows_at_once(training: Training) -> int:
 
 def total_rows(batches: Sequence[Batch], accelerator: Accelerator) -> int:
     """Rows of all processes' micro-batches."""
-    own = torch.tensor(float(sum(len(batch.rows) for batch in batches)), device=accelerator.device)
-    return int(accelerator.reduce(own, "sum")) if accelerator.num_processes > 1 else int(own)
+    return round(summed(float(sum(len(batch.rows) for batch in batches)), accelerator))
 
 
 def with_less_memory(training: Training, progress: Progress, work: Callable[[], T]) -> T:

@@ -21,7 +21,8 @@ def charts(rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list
     """The curves of metrics.jsonl; empty ones are left out."""
 
     def curve(stage: str, name: str) -> list[tuple[int, float]]:
-        return [(row["step"], row[name]) for row in rows if row["stage"] == stage and name in row]
+        found = [(row["step"], row.get(name)) for row in rows if row["stage"] == stage]
+        return [(step, value) for step, value in found if isinstance(value, float | int)]  # an infinity is text
 
     best = None if report["best"] is None else report["best"]["round"]
     budget = report["config"]["watch"]["kl_budget"]

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from rl3d.multiview.options import AdapterOptions
 from rl3d.multiview.policy import Drawn, Memory, Policy, Rule, noised, predicted
 from rl3d.rl import clip_gradients, squared_error
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a step did: whether it was taken, why not, and numbers for the log."""
-
-    taken: bool
-    broken: bool
-    numbers: dict[str, float]
 
 
 def optimizer_for(policy: Policy, options: AdapterOptions) -> torch.optim.AdamW:
@@ -29,10 +18,8 @@ def optimizer_for(policy: Policy, options: AdapterOptions) -> torch.optim.AdamW:
     return torch.optim.AdamW(policy.parameters.values(), lr=o.lr, betas=o.betas, eps=o.eps, weight_decay=o.weight_decay)
 
 
-def gradients(
-    rule: Rule, policy: Policy, micros: Sequence[Drawn], memory: Memory, total: int, accelerator: Accelerator
-) -> dict[str, float]:
-    """The mean loss's gradient over the `total` rows of all processes, in the parameters' `.grad`; and the numbers.
+def gradients(rule: Rule, policy: Policy, micros: Sequence[Drawn], memory: Memory, total: int) -> dict[str, float]:
+    """This process's part of the mean loss's gradient over `total` rows, in the parameters' `.grad`; and the numbers.
 
     Numbers are means over this process's micro-batches.
     """
@@ -47,34 +34,39 @@ def gradients(
             count += 1
             for name, value in {"loss": float(loss.detach()), **numbers}.items():
                 sums[name] = sums.get(name, 0.0) + value
-    if accelerator.num_processes > 1:
-        _shared(list(policy.parameters.values()), accelerator)
     return {name: value / count for name, value in sums.items()}
 
 
-def _shared(parameters: Sequence[Tensor], accelerator: Accelerator) -> None:
+def share_gradients(policy: Policy, accelerator: Accelerator) -> None:
     """Every gradient becomes its sum over the processes, in one message."""
-    slopes = [tensor.grad for tensor in parameters if tensor.grad is not None]
+    if accelerator.num_processes == 1:
+        return
+    slopes = [tensor.grad for tensor in policy.parameters.values() if tensor.grad is not None]
     whole = accelerator.reduce(torch.cat([slope.flatten() for slope in slopes]), "sum")
     for slope, piece in zip(slopes, whole.split([slope.numel() for slope in slopes])):
         slope.copy_(piece.view_as(slope))
 
 
+def summed(value: float, accelerator: Accelerator) -> float:
+    """A number's sum over the processes."""
+    if accelerator.num_processes == 1:
+        return value
+    return float(accelerator.reduce(torch.tensor(value, dtype=torch.float64, device=accelerator.device), "sum"))
+
+
 @torch.no_grad()
-def distance_from_base(policy: Policy, micros: Sequence[Drawn], total: int, accelerator: Accelerator) -> float:
-    """Mean squared difference of the predictions of policy and base, in the diffusion space, over a round's samples.
+def distance_from_base(policy: Policy, micros: Sequence[Drawn]) -> float:
+    """Squared difference of the predictions of policy and base, mean over dimensions, sum over this process's rows.
 
     A KL in the prediction's space: every Gaussian step's exact KL is this times a factor of its level.
     """
-    sums = torch.zeros((), dtype=torch.float64)
+    total = 0.0
     for drawn in micros:
         at = noised(drawn, policy.prior, 0)
         with policy.reference():
             base = predicted(policy, drawn, at)
-        sums += squared_error(predicted(policy, drawn, at), base).double().sum().cpu()
-    if accelerator.num_processes > 1:
-        sums = accelerator.reduce(sums.to(accelerator.device), "sum").cpu()
-    return float(sums) / total
+        total += float(squared_error(predicted(policy, drawn, at), base).double().sum())
+    return total
 
 
 def take(policy: Policy, optimizer: torch.optim.Optimizer, options: AdapterOptions) -> tuple[bool, float]:

@@ -144,6 +144,29 @@ def test_a_step_beyond_the_budget_is_not_taken(tmp_path: Path) -> None:
     assert "above 0.001" in json.loads((tmp_path / "run" / "report.json").read_text())["stopped"]
 
 
+def test_the_budget_holds_between_the_updates_of_a_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = []
+    whole = module.take
+
+    def take(*arguments):  # type: ignore[no-untyped-def]
+        steps.append(1)
+        return whole(*arguments)
+
+    monkeypatch.setattr(module, "take", take)
+    options = replace(
+        TINY,
+        algorithm="ddpo",
+        rounds=1,
+        updates=5,
+        adapter=AdapterOptions(lr=0.1),
+        path=PathOptions(clip=0.5),
+        watch=WatchOptions(every=0, kl_budget=1e-4),
+    )
+    finetune(ToyPrior(), dark, PROMPTS, options, tmp_path / "run")
+    (row,) = rounds(tmp_path / "run")
+    assert len(steps) == row["taken"] == 1 and row["from_base"] > 1e-4
+
+
 def test_samples_on_which_the_reward_breaks_are_dropped(tmp_path: Path) -> None:
     @reward(views=None)
     def fragile(x: RewardInput) -> torch.Tensor:
