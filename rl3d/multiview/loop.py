@@ -26,7 +26,20 @@ from rl3d.multiview.options import FinetuneOptions
 from rl3d.multiview.path_rules import path_kl
 from rl3d.multiview.policy import Drawn, Memory, Policy, Rule
 from rl3d.multiview.report_page import write_page
-from rl3d.multiview.rounds import Batch, Verdict, draw, drawn_of, held, judged, pairs_of, scored, split, turn, weighted
+from rl3d.multiview.rounds import (
+    Batch,
+    Verdict,
+    draw,
+    drawn_of,
+    geometry,
+    held,
+    judged,
+    pairs_of,
+    scored,
+    split,
+    turn,
+    weighted,
+)
 from rl3d.multiview.update import distance_from_base, gradients, optimizer_for, share_gradients, summed, take
 from rl3d.priors.adapters import TunablePrior, save_adapter
 from rl3d.priors.protocol import Prior, PromptEmbedding
@@ -119,6 +132,8 @@ def finetune(
         if looks is not None and training.round_ == 0:
             reward_then, guarded = look(training, looks, run, base, config, accelerator)
             training.stop = StopState(best_guard=guarded, reward_then=reward_then)
+        if accelerator.is_main_process:
+            progress.note(geometry(options, accelerator.num_processes, rows_at_once(training)))
         with progress.stage("finetune", options.rounds, done=training.round_) as stage:
             while training.round_ < options.rounds and training.stopped is None:
                 numbers = one_round(training, rewards, embeddings, options, accelerator, progress)

@@ -49,6 +49,21 @@ class Verdict:
     dropped: int
 
 
+def geometry(options: FinetuneOptions, processes: int, at_once: int) -> str:
+    """How a round is cut, in words: never an error, since any numbers of prompts, samples and processes go together."""
+    p, k = options.prompts_per_round, options.group
+    most = -(-p // processes) * k  # rows of the process with the most groups
+    micros = -(-most // at_once)
+    busy = min(p, processes)
+    idle = (
+        f", {processes - busy} of {processes} processes idle (set prompts_per_round higher)" if busy < processes else ""
+    )
+    return (
+        f"{p * k} samples a round, {p} prompts x {k}: {micros} micro-batches of up to {at_once} view groups "
+        f"on each of {busy} processes{idle}; {options.updates} optimizer steps"
+    )
+
+
 def turn(count: int, options: FinetuneOptions, round_: int) -> list[int]:
     """The prompts of a round: every prompt once before any comes again, in an order of the seed's."""
     first = round_ * options.prompts_per_round
