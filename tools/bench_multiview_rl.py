@@ -4,6 +4,7 @@
     python tools/bench_multiview_rl.py --out runs/tuning --rows nft carve3d --seeds 1 --set rounds=20 --held-out 20
     python tools/bench_multiview_rl.py --out runs/tuning --rows nft sft --data DATA --cache CACHE
     python tools/bench_multiview_rl.py --out runs/tuning --report-only
+    python tools/bench_multiview_rl.py --out runs/tuning --rows nft grpo ddpo --speed
 
 Trains on the prompts on which the base scores worst (Carve3D keeps the 30 worst of 100 too) and measures on the 60 of
 the text-to-3D benchmark, from the same initial noise for every row. The reward is optimised, the guard chooses the
@@ -19,6 +20,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -342,6 +344,28 @@ def line_of(row: dict[str, Any]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
+def speed(bench: Bench, rows: Sequence[str]) -> None:
+    """Samples a second of one round of each algorithm, and of the loop that the first public trainers have.
+
+    That one (ddpo-pytorch's form): the same model and numbers of samples, one sample at a time, guidance at every step,
+    all steps trained. Printed as a table; the first round compiles kernels and is not counted.
+    """
+    plain = ["micro_batch=1", "sampler.guide_above=0.0", "path.window=0"]
+    found: dict[str, dict[str, float]] = {}
+    for name, algorithm, changes in [("plain loop", "ddpo", plain), *((row, row, []) for row in rows)]:
+        words = [*bench.args.overrides, "rounds=2", "watch.every=0", *changes]
+        options = config.resolve(FinetuneOptions, config.preset_path("finetune", algorithm), words)
+        prior: Any = load_prior(bench.args.prior, bench.args.device)
+        with tempfile.TemporaryDirectory() as folder:
+            finetune(prior, bench.reward, training_pool(4), options, Path(folder) / "run")
+            found[name] = read_metrics(Path(folder) / "run" / "metrics.jsonl")[-1]
+    print("| loop | samples a second | of the plain loop | rollout and reward, s | update, s |\n|---|---|---|---|---|")
+    for name, row in found.items():
+        ratio = row["samples_per_second"] / found["plain loop"]["samples_per_second"]
+        times = f"{row['seconds_rollout']:.1f} | {row['seconds_update']:.1f}"
+        print(f"| {name} | {row['samples_per_second']:.2f} | {ratio:.1f} | {times} |")
+
+
 def draw_sheet(bench: Bench, path: Path) -> None:
     """The first held-out prompts as each row paints them, from the same noise: a row a prompt and method."""
     pictures, labels = [], []
@@ -375,6 +399,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--page", type=Path, default=Path("docs/benchmarks/multiview_rl.md"))
     parser.add_argument("--report-only", action="store_true", help="train and measure nothing, rebuild the page")
+    parser.add_argument(
+        "--speed", action="store_true", help="only measure the algorithms' samples a second"
+    )
     parser.add_argument("--verbose", action="store_true", help="show the training's progress")
     args = parser.parse_args(argv)
     for row in args.rows:
@@ -392,6 +419,9 @@ def main(argv: list[str] | None = None) -> int:
     options = options_of("nft", 0, args)
     reward = load_reward(args.reward, args.device)
     bench = Bench(args, options, reward, load_judge("gold", args.device))
+    if args.speed:
+        speed(bench, [row for row in args.rows if row in ALGORITHMS])
+        return 0
     prior = load_prior(args.prior, args.device)
     texts = worst_prompts(prior, reward, options, args, args.out / "prompts.json")
     if not args.report_only:
