@@ -20,7 +20,9 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shlex
 import tempfile
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -312,9 +314,20 @@ def write_report(bench: Bench, texts: Sequence[str]) -> None:
         difference_table(differences(records, [row["method"] for row in rows], "base", MEASURES), MEASURES),
         "",
     ]
+    lines += ["## What produced it", "", f"    {command_of(args)}", ""]
     atomic_write_text(args.page, "\n".join(lines))
     write_json(args.page.with_suffix(".json"), {"rows": rows, "prompts": list(texts), "records": records})
     print(args.page)
+
+
+def command_of(args: argparse.Namespace) -> str:
+    """The call with what decides the numbers, on lines of 120 characters."""
+    words = ["--out", "RUNS", "--reward", args.reward, "--rows", *args.rows, "--seeds", str(args.seeds)]
+    words += ["--train-prompts", str(args.train_prompts), "--pool", str(args.pool)]
+    words += ["--held-out", str(args.held_out), "--copies", str(args.copies)]
+    words += [word for change in args.overrides for word in ("--set", change)]
+    whole = textwrap.wrap(f"python tools/bench_multiview_rl.py {shlex.join(words)}", 112, break_on_hyphens=False)
+    return " \\\n        ".join(whole)
 
 
 def row_of(
@@ -399,9 +412,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--page", type=Path, default=Path("docs/benchmarks/multiview_rl.md"))
     parser.add_argument("--report-only", action="store_true", help="train and measure nothing, rebuild the page")
-    parser.add_argument(
-        "--speed", action="store_true", help="only measure the algorithms' samples a second"
-    )
+    parser.add_argument("--speed", action="store_true", help="only measure the algorithms' samples a second")
     parser.add_argument("--verbose", action="store_true", help="show the training's progress")
     args = parser.parse_args(argv)
     for row in args.rows:
