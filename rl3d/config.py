@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_
 import yaml
 
 from rl3d.assets import packaged_folder
-from rl3d.errors import ConfigError, nearest
+from rl3d.errors import ConfigError, nearest, way_out
 
 T = TypeVar("T")
 Layer = Mapping[str, Any] | Path
@@ -93,7 +93,7 @@ def preset_path(kind: str, name: str) -> Path:
         return Path(name)
     known = preset_names(kind)
     if name not in known:
-        raise ConfigError(f"unknown preset {name!r}; {_suggest(name, known)}")
+        raise ConfigError(f"unknown preset {name!r}; {way_out(name, known)}")
     return packaged_folder("configs") / kind / f"{name}.yaml"
 
 
@@ -146,11 +146,6 @@ def _leaf_keys(cls: type, prefix: str = "") -> list[str]:
         nested = _nested(hint)
         keys += [f"{prefix}{name}"] if nested is None else _leaf_keys(nested, f"{prefix}{name}.")
     return keys
-
-
-def _suggest(word: str, known: Sequence[str]) -> str:
-    close = nearest(word, known)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
 
 
 def _unknown_key(root: type, cls: type, key: str, prefix: str, source: str) -> ConfigError:

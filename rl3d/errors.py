@@ -25,3 +25,10 @@ class AssetError(RL3DError):
 def nearest(word: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known words that look most like `word`, best first; possibly empty."""
     return get_close_matches(word, list(known), n=count, cutoff=0.6)
+
+
+def way_out(word: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown word: the known one that it looks like, or all of them."""
+    every = list(known)
+    close = nearest(word, every)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(every) or 'none'}"

@@ -31,7 +31,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench_tables import Measure, cluster_bootstrap, difference_table, differences, noun_of
+from bench_tables import Measure, cluster_bootstrap, difference_table, differences, distractors, noun_of
 from bench_text_to_3d import PROMPTS, article
 from torch import Tensor
 
@@ -155,7 +155,7 @@ def evaluate(
 def measured(found: Sequence[tuple[Tensor, list[float]]], text: str, gold: Judge) -> dict[str, Any]:
     """Means over a prompt's samples, and how far apart these are in the gold judge's eyes."""
     group = PROMPTS["known"] if text in PROMPTS["known"] else PROMPTS["unseen"]
-    others = random.Random(text).sample(sorted(p for p in group if noun_of(p) != noun_of(text)), 19)
+    others = distractors(text, group)
     seen = [retrieval(gold, images[None], text, others) for images, _ in found]
     scores = torch.tensor([s for _, s in found], dtype=torch.float64).mean(0).tolist()
     stacked = torch.stack([images for images, _ in found])

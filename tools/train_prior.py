@@ -257,6 +257,22 @@ def restore(folder: Path, model, ema, optimizers) -> dict:  # type: ignore[no-un
     return facts
 
 
+def agreed(done: bool, accelerator: Accelerator) -> bool:
+    """Whether to stop, by the first process's clock: else some would wait for those that stopped."""
+    if accelerator.num_processes == 1:
+        return done
+    return bool(broadcast(torch.tensor([int(done)], device=accelerator.device))[0])
+
+
+def set_rate(optimizers: list, args: argparse.Namespace, step: int, minutes: float) -> float:
+    """--lr after warm-up and cool-down, times each group's own "factor", into all optimizers; without the factors."""
+    left = max(0.0, 1 - minutes / args.minutes) / args.cooldown if args.cooldown else 1.0
+    rate = args.lr * min(1.0, (step + 1) / args.warmup, max(left, 0.02))
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = rate * group.get("factor", 1.0)
+    return float(rate)
+
+
 def main() -> None:
     args = arguments()
     accelerator = Accelerator()
@@ -340,13 +356,8 @@ def main() -> None:
         minutes = (clock() - start) / 60
         step = int(state["step"])
         done = minutes >= args.minutes or step + 1 == args.steps
-        if accelerator.num_processes > 1:  # by one clock: else some would wait for those that stopped
-            done = bool(broadcast(torch.tensor([int(done)], device=device))[0])
-        left = max(0.0, 1 - minutes / args.minutes) / args.cooldown if args.cooldown else 1.0
-        rate = args.lr * min(1.0, (step + 1) / args.warmup, max(left, 0.02))
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = rate * group.get("factor", 1.0)
+        done = agreed(done, accelerator)
+        rate = set_rate(optimizers, args, step, minutes)
         # The step decides the batch, so that a resumed run draws what an uninterrupted one would have.
         rng = np.random.default_rng([args.seed, step, accelerator.process_index])
         coarse = border is not None and step % 2 == 0

@@ -22,10 +22,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from ship_model import averaged_weights
 from torch import Tensor
-from train_prior import CLOCKS, Ema, restore, save
+from train_prior import CLOCKS, Ema, agreed, restore, save, set_rate
 
 from rl3d.cameras import Cameras
 from rl3d.data.asset_set import read_records
@@ -175,12 +174,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     while True:
         step, minutes = int(state["step"]), (clock() - start) / 60
         done = minutes >= args.minutes or step + 1 == args.steps
-        if accelerator.num_processes > 1:  # by one clock: else some would wait for those that stopped
-            done = bool(broadcast(torch.tensor([int(done)], device=device))[0])
-        left = max(0.0, 1 - minutes / args.minutes) / args.cooldown if args.cooldown else 1.0
-        rate = args.lr * min(1.0, (step + 1) / args.warmup, max(left, 0.02))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
+        done = agreed(done, accelerator)
+        rate = set_rate([optimizer], args, step, minutes)
         # The step decides the batch, so that a resumed run draws what an uninterrupted one would have.
         rng = np.random.default_rng([args.seed, step, accelerator.process_index])
         while True:

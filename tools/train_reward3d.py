@@ -28,7 +28,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 from reward3d_candidates import make_candidates
 from reward3d_card import evaluate, model_card, standardise
 from reward3d_pairs import CANDIDATE_FORMS, MAKERS, Candidates, draw_real, known_order, visible
@@ -36,7 +35,7 @@ from ship_model import averaged_weights, ship
 from torch import Tensor
 from torch.nn import functional as F
 from train_judge import AUGMENT, augment
-from train_prior import Ema, restore, save
+from train_prior import Ema, agreed, restore, save, set_rate
 
 from rl3d.data.asset_set import read_records
 from rl3d.data.batches import ViewBatches, word_ids
@@ -177,11 +176,8 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     while True:
         step, minutes = int(state["step"]), (time.monotonic() - start) / 60
         done = minutes >= args.minutes or step + 1 == args.steps
-        if accelerator.num_processes > 1:  # by one clock: else some would wait for those that stopped
-            done = bool(broadcast(torch.tensor([int(done)], device=device))[0])
-        left = max(0.0, 1 - minutes / args.minutes) / args.cooldown if args.cooldown else 1.0
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * group["factor"] * min(1.0, (step + 1) / args.warmup, max(left, 0.02))
+        done = agreed(done, accelerator)
+        set_rate([optimizer], args, step, minutes)
         # The step decides the batch, so that a resumed run draws what an uninterrupted one would have.
         rng = np.random.default_rng([args.seed, step, accelerator.process_index])
         images, angles, captions, forms = draw_group(source, candidates, args, rng)

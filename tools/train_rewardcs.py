@@ -32,7 +32,7 @@ from rewardcs_card import evaluate, model_card
 from rewardcs_shapes import Shapes
 from ship_model import averaged_weights, ship
 from torch import Tensor
-from train_prior import Ema, restore, save
+from train_prior import Ema, restore, save, set_rate
 
 from rl3d.data.batches import word_ids
 from rl3d.data.captions import AssetRecord, augment_caption, build_vocabulary
@@ -111,9 +111,7 @@ def train(args: argparse.Namespace) -> None:
     while True:
         step, minutes = int(state["step"]), (time.monotonic() - start) / 60
         done = minutes >= args.minutes or step + 1 == args.steps
-        left = max(0.0, 1 - minutes / args.minutes) / args.cooldown if args.cooldown else 1.0
-        for group in optimizer.param_groups:
-            group["lr"] = args.lr * min(1.0, (step + 1) / args.warmup, max(left, 0.02))
+        set_rate([optimizer], args, step, minutes)
         # The step decides the batch, so that a resumed run draws what an uninterrupted one would have.
         rng = np.random.default_rng([args.seed, step])
         rows, clouds, captions = draw_batch(bank, shapes.records, (args.preferred, args.dispreferred), rng)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from rl3d.errors import InputError
+from rl3d.errors import ConfigError, InputError
 
 SCENE_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".splat", ".safetensors")
 
@@ -32,6 +32,12 @@ def scene_file(name: str) -> Path:
     if path.stat().st_size == 0:
         raise InputError(f"{name} is empty (0 bytes); export it again")
     return path
+
+
+def config_file(name: str) -> Path:
+    if not Path(name).is_file():
+        raise ConfigError(f"no such file: --config {name}")
+    return Path(name)
 
 
 def device_name(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from rl3d import config, runs, workers
 from rl3d.cli import checks
-from rl3d.errors import ConfigError, InputError, RL3DError, nearest
+from rl3d.errors import ConfigError, InputError, RL3DError, way_out
 from rl3d.multiview.options import ALGORITHMS
 from rl3d.progress import Progress
 from rl3d.text_to_3d.prompts import clean_prompt, read_prompts
@@ -127,14 +127,10 @@ def resolve_options(args: argparse.Namespace) -> FinetuneOptions:
     from rl3d.multiview.options import FinetuneOptions
 
     if args.algorithm not in ALGORITHMS:
-        close = nearest(args.algorithm, ALGORITHMS)
-        way_out = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(ALGORITHMS)}"
-        raise ConfigError(f"unknown --algorithm {args.algorithm!r}; {way_out}")
+        raise ConfigError(f"unknown --algorithm {args.algorithm!r}; {way_out(args.algorithm, ALGORITHMS)}")
     layers: list[config.Layer] = [config.preset_path("finetune", args.algorithm)]
     if args.config is not None:
-        if not Path(args.config).is_file():
-            raise ConfigError(f"no such file: --config {args.config}")
-        layers.append(Path(args.config))
+        layers.append(checks.config_file(args.config))
     if args.seed is not None:
         layers.append({"seed": checks.seed(args.seed)})
     return config.resolve(FinetuneOptions, layers, args.overrides)

@@ -179,9 +179,7 @@ def resolve_options(args: argparse.Namespace) -> GenerateOptions:
     if args.method is not None:
         layers.append(method_preset(args.method))
     if args.config is not None:
-        if not Path(args.config).is_file():
-            raise ConfigError(f"no such file: --config {args.config}")
-        layers.append(Path(args.config))
+        layers.append(checks.config_file(args.config))
     options = config.resolve(GenerateOptions, [*layers, flags], args.overrides)
     if args.method is not None and options.distill.steps == 0:
         raise ConfigError(

@@ -20,7 +20,7 @@ from importlib import import_module
 from typing import Any, NoReturn
 
 from rl3d import __version__
-from rl3d.errors import InputError, RL3DError, nearest
+from rl3d.errors import InputError, RL3DError, nearest, way_out
 
 COMMANDS = {
     "generate": "turn a sentence into a checked 3D asset",
@@ -106,9 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(arguments: list[str]) -> int:
     command = next((a for a in arguments if not a.startswith("-")), None)
     if command is not None and command not in COMMANDS:
-        close = nearest(command, COMMANDS)
-        way_out = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(COMMANDS)}"
-        raise InputError(f"unknown command {command!r}; {way_out}")
+        raise InputError(f"unknown command {command!r}; {way_out(command, COMMANDS)}")
     parser = build_parser(command)
     args, unknown = parser.parse_known_args(arguments)
     if unknown:

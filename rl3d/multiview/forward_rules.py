@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from rl3d.multiview.policy import Drawn, Memory, Noised, PlainRule, Policy, noised, predicted
+from rl3d.multiview.policy import Drawn, Memory, PlainRule, Policy, noised, predicted
 from rl3d.rl import (
     awm,
     diffusion_dpo,
@@ -28,7 +28,12 @@ OLD = "old."
 
 
 class ForwardRule(PlainRule):
-    """A loss of a noised micro-batch, a few noise levels a sample, and the pull to the base."""
+    """A loss of a noised micro-batch, a few noise levels a sample, and the pull to the base.
+
+    `compares`: its loss asks what the policy that drew the samples predicts; otherwise `old` is the base's prediction.
+    """
+
+    compares = True
 
     def parts(self, drawn: Drawn) -> int:
         """One a noise level."""
@@ -39,17 +44,14 @@ class ForwardRule(PlainRule):
             at = noised(drawn, policy.prior, draw)
             with torch.no_grad(), policy.reference():
                 base = predicted(policy, drawn, at)
-            with torch.no_grad():
-                old = self.older(drawn, policy, memory, at)
+            old = base
+            if self.compares:
+                with torch.no_grad(), self.sampling(policy, memory):
+                    old = predicted(policy, drawn, at)
             x0 = predicted(policy, drawn, at)
             loss, numbers = self.loss(drawn, x0, old, base)
             apart = squared_error(x0, base).mean()
-            yield loss + self.options.forward.kl * apart, {**numbers, "from_base": float(apart.detach())}
-
-    def older(self, drawn: Drawn, policy: Policy, memory: Memory, at: Noised) -> Tensor:
-        """x0 of the policy that drew the samples."""
-        with policy.swapped(memory_of(memory)):
-            return predicted(policy, drawn, at)
+            yield loss + self.options.forward.kl * apart, numbers
 
     def loss(self, drawn: Drawn, x0: Tensor, old: Tensor, base: Tensor) -> tuple[Tensor, dict[str, float]]:
         raise NotImplementedError
@@ -96,8 +98,7 @@ class AWM(ForwardRule):
 class RewardWeighted(ForwardRule):
     """The pre-training loss, weighted by exp(beta A) (reward-weighted regression, Peters & Schaal 2007)."""
 
-    def older(self, drawn: Drawn, policy: Policy, memory: Memory, at: Noised) -> Tensor:
-        return at.x_t  # not needed
+    compares = False
 
     def loss(self, drawn: Drawn, x0: Tensor, old: Tensor, base: Tensor) -> tuple[Tensor, dict[str, float]]:
         loss = reward_weighted_regression(x0, drawn.path.clean, drawn.advantages)
@@ -107,10 +108,7 @@ class RewardWeighted(ForwardRule):
 class DiffusionDPO(ForwardRule):
     """The better of two samples of a prompt before the worse, at the same level and noise (arXiv 2311.12908)."""
 
-    paired, together = True, 2
-
-    def older(self, drawn: Drawn, policy: Policy, memory: Memory, at: Noised) -> Tensor:
-        return at.x_t  # only the base counts
+    compares, paired, together = False, True, 2
 
     def loss(self, drawn: Drawn, x0: Tensor, old: Tensor, base: Tensor) -> tuple[Tensor, dict[str, float]]:
         e, e_ref = (squared_error(p, drawn.path.clean) for p in (x0, base))

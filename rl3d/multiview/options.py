@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from rl3d.errors import ConfigError, nearest
+from rl3d.errors import ConfigError, way_out
 from rl3d.multiview.sampler_options import SamplerOptions
+from rl3d.ranges import need, need_not_negative
 
 ALGORITHMS = {
     "carve3d": "REINFORCE on the sampled path, KL to the base in the advantage (Carve3D)",
@@ -21,11 +22,6 @@ ALGORITHMS = {
     "refl": "the reward's own gradient through one predicted x0 (ReFL, as MVReward and HFDream tune)",
     "draft": "the reward's own gradient through the last steps (DRaFT, AlignProp)",
 }
-
-
-def need(holds: bool, message: str) -> None:
-    if not holds:
-        raise ConfigError(message)
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class AdapterOptions:
         need(self.alpha > 0, f"adapter.alpha must be positive, got {self.alpha}")
         need(self.lr > 0, f"adapter.lr must be positive, got {self.lr}")
         need(self.clip > 0, f"adapter.clip must be positive, got {self.clip}")
-        need(self.weight_decay >= 0, f"adapter.weight_decay must not be negative, got {self.weight_decay}")
+        need_not_negative(self, "adapter", "weight_decay")
         need(all(0 <= b < 1 for b in self.betas), f"adapter.betas must lie in [0, 1), got {list(self.betas)}")
 
 
@@ -65,8 +61,7 @@ class PathOptions:
         need(self.window >= 0, f"path.window must not be negative, got {self.window}")
         for name in ("clip", "kl_floor", "beta"):
             need(getattr(self, name) > 0, f"path.{name} must be positive, got {getattr(self, name)}")
-        for name in ("kl", "alpha"):
-            need(getattr(self, name) >= 0, f"path.{name} must not be negative, got {getattr(self, name)}")
+        need_not_negative(self, "path", "kl", "alpha")
         need(0 < self.ratio_clip < 1, f"path.ratio_clip must lie in (0, 1), got {self.ratio_clip}")
 
 
@@ -86,9 +81,8 @@ class ForwardOptions:
         need(self.draws >= 1, f"forward.draws must be at least 1, got {self.draws}")
         for name in ("beta", "clip", "power"):
             need(getattr(self, name) > 0, f"forward.{name} must be positive, got {getattr(self, name)}")
-        need(self.kl >= 0, f"forward.kl must not be negative, got {self.kl}")
         need(0 <= self.old_decay < 1, f"forward.old_decay must lie in [0, 1), got {self.old_decay}")
-        need(self.old_slope >= 0, f"forward.old_slope must not be negative, got {self.old_slope}")
+        need_not_negative(self, "forward", "kl", "old_slope")
 
 
 @dataclass(frozen=True)
@@ -104,7 +98,7 @@ class BackpropOptions:
         low, high = self.levels
         need(0 <= low < high <= 1, f"backprop.levels must be an ordered pair in [0, 1], got {list(self.levels)}")
         need(self.steps >= 1, f"backprop.steps must be at least 1, got {self.steps}")
-        need(self.kl >= 0, f"backprop.kl must not be negative, got {self.kl}")
+        need_not_negative(self, "backprop", "kl")
 
 
 @dataclass(frozen=True)
@@ -151,9 +145,7 @@ class FinetuneOptions:
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
-            close = nearest(self.algorithm, ALGORITHMS)
-            way_out = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(ALGORITHMS)}"
-            raise ConfigError(f"unknown algorithm {self.algorithm!r}; {way_out}")
+            raise ConfigError(f"unknown algorithm {self.algorithm!r}; {way_out(self.algorithm, ALGORITHMS)}")
         need(self.seed >= 0, f"seed must not be negative, got {self.seed}; give 0 or more")
         for name in ("rounds", "prompts_per_round", "micro_batch", "updates"):
             need(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")

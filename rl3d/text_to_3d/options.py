@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rl3d.config import preset_path, to_dict
-from rl3d.errors import ConfigError, nearest
+from rl3d.errors import ConfigError, way_out
 from rl3d.ranges import need, need_not_negative
 from rl3d.reconstruct.options import RATES
 from rl3d.reconstruct.options import LiftOptions as LiftOptions
@@ -146,7 +146,5 @@ def method_preset(name: str) -> Path:
         ConfigError: no method of that name.
     """
     if name not in METHOD_NAMES:
-        close = nearest(name, METHOD_NAMES)
-        way_out = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(METHOD_NAMES)}"
-        raise ConfigError(f"unknown method {name!r}; {way_out}")
+        raise ConfigError(f"unknown method {name!r}; {way_out(name, METHOD_NAMES)}")
     return preset_path("generate", name)
