@@ -129,12 +129,18 @@ class Bench:
         chosen = options.sample.candidates > 1 and options.sample.judge_weight > 0
         rewarded = DISTILLATIONS[options.method.name].reward  # by any of them, and another one is its guard
         made_by += ["judge_reward"] if chosen or options.best_of > 1 or rewarded else []
-        made_by += sorted(set(self.models) - {"prior", "judge_reward", "judge_gold"}) if rewarded else []
+        made_by += [name for name in ("reward3d", "rewardcs") if looks_with(options, name)]
         models = digest([self.prior.name, *(self.models.get(name) for name in made_by)])
         return {"options": recorded(options), "models": models}
 
     def gold_digest(self) -> str:
         return digest(self.models.get("judge_gold"))
+
+
+def looks_with(options: GenerateOptions, model: str) -> bool:
+    """Whether a run may ask an embedded reward that is not the judge: it names it, or its scene has the mesh for it."""
+    named = model in f"{options.method.reward.name} {options.guard.reward}"
+    return named or (model == "rewardcs" and options.method.scene == "sdf")
 
 
 def digest(value: Any) -> str:

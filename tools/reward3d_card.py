@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from measure_judge import with_interval
-from reward3d_pairs import CANDIDATE_FORMS, MAKERS, Candidates, draw_real, visible
+from reward3d_pairs import CANDIDATE_FORMS, Candidates, Maker, draw_real, visible
 from torch import Tensor
 
 from rl3d.data.batches import ViewBatches
@@ -60,7 +60,12 @@ class Tally:
 
 @torch.no_grad()
 def evaluate(
-    reward: Reward3D, judge: Judge, source: ViewBatches, candidates: Candidates | None, rounds: int = 2
+    reward: Reward3D,
+    judge: Judge,
+    source: ViewBatches,
+    kinds_of: dict[str, Maker],
+    candidates: Candidates | None,
+    rounds: int = 2,
 ) -> dict:
     """Accuracy on pairs of a split, each [mean, low, high] with a 95 % bootstrap interval over assets.
 
@@ -83,7 +88,7 @@ def evaluate(
             real = draw_real(source, source.keep[start : start + CHUNK], rng, 0.5)
             clean = both(real.images, real.captions, real.azimuths)
             scores.append(clean[0])
-            for kind, make in MAKERS.items():
+            for kind, make in kinds_of.items():
                 forms = make(source, real, rng, generator)
                 marks = [clean, *(both(form, real.captions, real.azimuths) for form in forms)]
                 compare(kind, real.assets, [real.images, *forms], marks)
@@ -141,6 +146,7 @@ parameters with the judge's.
 forms of each kind of damage.
 
     python tools/build_views.py DATA CACHE --look judge
+    python tools/build_views.py DATA TORN --look judge --torn
     {command}
 
 ## Numbers

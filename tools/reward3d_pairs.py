@@ -23,6 +23,7 @@ from rl3d.data.captions import AssetRecord, held_out
 from rl3d.data.colours import WORDS as COLOURS
 from rl3d.data.colours import decode_srgb, sample_colour
 from rl3d.data.views import to_images
+from rl3d.errors import InputError
 from rl3d.rewards import damage
 
 VISIBLE = 0.02  # root mean square over views and channels; what differs less counts as the same
@@ -146,6 +147,7 @@ def _faces(source: ViewBatches, real: Real, rng: np.random.Generator, generator:
 # Each gives its forms from mild to worse.
 MAKERS: dict[str, Maker] = {
     "noise": lambda s, r, n, g: (damage.noise(r.images, 0.06, g), damage.noise(r.images, 0.18, g)),
+    "grain": lambda s, r, n, g: (damage.grain(r.images, 0.1, g), damage.grain(r.images, 0.3, g)),
     "blur": lambda s, r, n, g: (damage.blur(r.images, 1.0), damage.blur(r.images, 2.5)),
     "unfinished": lambda s, r, n, g: (damage.unfinished(r.images, 0.35, g), damage.unfinished(r.images, 1.0, g)),
     "blank_view": lambda s, r, n, g: (damage.blank_view(r.images, g),),
@@ -159,6 +161,21 @@ MAKERS: dict[str, Maker] = {
     "holes": lambda s, r, n, g: (damage.holes(r.images, g, count=1), damage.holes(r.images, g, count=5)),
     "scaled_down": lambda s, r, n, g: (damage.scaled_down(r.images, 0.7), damage.scaled_down(r.images, 0.45)),
 }
+
+
+def torn_from(cache: ViewBatches) -> Maker:
+    """The same views of meshes with pieces missing, from a cache that `tools/build_views.py --torn` made.
+
+    Raises:
+        InputError: the cache shows other views than the one in use.
+    """
+
+    def make(source: ViewBatches, real: Real, rng: np.random.Generator, generator: torch.Generator) -> tuple[Tensor]:
+        if not np.array_equal(source.params, cache.params):
+            raise InputError("the cache of torn meshes shows other views; build both with the same --look and --sets")
+        return (to_images(stored(cache, real.assets, real.sets), source.main[real.assets], real.target),)
+
+    return make
 
 
 def known_order(forms: list[int]) -> list[tuple[int, int]]:

@@ -1,9 +1,10 @@
 """Train Reward3D-mini from a view cache, or measure a trained one.
 
     python tools/build_views.py DATA CACHE --look judge
+    python tools/build_views.py DATA TORN --look judge --torn                     # optional
     python tools/train_reward3d.py DATA CACHE --out RUN --make-candidates 300     # once; optional
-    python tools/train_reward3d.py DATA CACHE --out RUN --minutes 60
-    python tools/train_reward3d.py DATA CACHE --out RUN --evaluate [--assets assets/reward3d]
+    python tools/train_reward3d.py DATA CACHE --out RUN --minutes 60 [--torn TORN]
+    python tools/train_reward3d.py DATA CACHE --out RUN --evaluate [--assets assets/reward3d] [--torn TORN]
     accelerate launch tools/train_reward3d.py ...        # several processes, one per GPU
 
 Resumes from RUN when it exists. The ranking loss of DreamReward (Ye et al. 2024, arXiv 2403.14613),
@@ -30,7 +31,7 @@ import torch
 from accelerate import Accelerator
 from reward3d_candidates import make_candidates
 from reward3d_card import evaluate, model_card, standardise
-from reward3d_pairs import CANDIDATE_FORMS, MAKERS, Candidates, draw_real, known_order, visible
+from reward3d_pairs import CANDIDATE_FORMS, MAKERS, Candidates, Maker, draw_real, known_order, torn_from, visible
 from ship_model import averaged_weights, ship
 from torch import Tensor
 from torch.nn import functional as F
@@ -54,6 +55,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("data", type=Path)
     parser.add_argument("cache", type=Path)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--torn", type=Path, help="cache of the same views of meshes with pieces missing")
     parser.add_argument("--minutes", type=float, default=60, help="stop after this much wall-clock in this call")
     parser.add_argument("--steps", type=int, default=0, help="stop at this step, counted over all calls; 0: no limit")
     parser.add_argument("--batch", type=int, default=16, help="prompts a step and process; each has 2 to 5 candidates")
@@ -104,8 +106,19 @@ def optimizer_for(model: Reward3DModel, lr: float, judge_factor: float) -> torch
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
 
 
+def makers(args: argparse.Namespace, split: str) -> dict[str, Maker]:
+    """The kinds of damage, with what --torn adds."""
+    if args.torn is None:
+        return MAKERS
+    return {**MAKERS, "torn": torn_from(ViewBatches(args.torn, read_records(args.data), split, 0.0))}
+
+
 def draw_group(
-    source: ViewBatches, candidates: Candidates | None, args: argparse.Namespace, rng: np.random.Generator
+    source: ViewBatches,
+    kinds_of: dict[str, Maker],
+    candidates: Candidates | None,
+    args: argparse.Namespace,
+    rng: np.random.Generator,
 ) -> tuple[Tensor, Tensor, list[str], dict[str, int]]:
     """Images [B, K, V, 4, H, W] of B prompts with K candidates, azimuths [B, V], captions, and forms by kind."""
     if candidates and rng.random() < args.prior_share:
@@ -114,10 +127,10 @@ def draw_group(
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     real = draw_real(source, rng.choice(source.keep, args.batch, p=source.weight), rng, args.recolour)
     # What shows only between views is the slowest to be learnt: one such kind is always there.
-    first = str(rng.choice([kind for kind in MAKERS if kind in BETWEEN_VIEWS] or list(MAKERS)))
-    rest = [kind for kind in MAKERS if kind not in (first, *BETWEEN_VIEWS)]
+    first = str(rng.choice([kind for kind in kinds_of if kind in BETWEEN_VIEWS] or list(kinds_of)))
+    rest = [kind for kind in kinds_of if kind not in (first, *BETWEEN_VIEWS)]
     kinds = [first, *rng.choice(rest, min(args.kinds - 1, len(rest)), replace=False)]
-    forms = {str(kind): MAKERS[kind](source, real, rng, generator) for kind in kinds}
+    forms = {str(kind): kinds_of[kind](source, real, rng, generator) for kind in kinds}
     images = torch.stack([real.images, *(form for made in forms.values() for form in made)], 1)
     return images, real.azimuths, real.captions, {kind: len(made) for kind, made in forms.items()}
 
@@ -157,6 +170,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     source = ViewBatches(args.cache, records, "train", args.recolour)
     found = args.out / "candidates.safetensors"
     candidates = Candidates(found, "train") if found.is_file() else None
+    kinds_of = makers(args, "train")
     torch.manual_seed(args.seed)
     resume = (args.out / "state.json").is_file()
     sizes = json.loads((args.out / "state.json").read_text())["sizes"] if resume else args.model
@@ -180,7 +194,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
         set_rate([optimizer], args, step, minutes)
         # The step decides the batch, so that a resumed run draws what an uninterrupted one would have.
         rng = np.random.default_rng([args.seed, step, accelerator.process_index])
-        images, angles, captions, forms = draw_group(source, candidates, args, rng)
+        images, angles, captions, forms = draw_group(source, kinds_of, candidates, args, rng)
         pairs = known_order(list(forms.values()))
         counts = torch.stack([visible(images[:, a], images[:, b]) for a, b in pairs])
         images, angles = seen_alike(images, angles, rng)
@@ -246,7 +260,8 @@ def finish(args: argparse.Namespace, device: torch.device) -> None:
     for split, source in sources.items():
         if split == "train" and not args.eval_assets:
             thin(source, 200)
-        row[split] = evaluate(reward, judge, source, Candidates(found, split) if found.is_file() else None)
+        candidates = Candidates(found, split) if found.is_file() else None
+        row[split] = evaluate(reward, judge, source, makers(args, split), candidates)
     print(json.dumps(row), flush=True)
     write_json(args.out / "evaluation.json", row)
     if args.assets:

@@ -12,21 +12,6 @@ from torch.nn import functional as F
 
 from rl3d.errors import InputError
 
-KINDS = (
-    "noise",
-    "blur",
-    "unfinished",
-    "blank_view",
-    "swapped_colour",
-    "wrong_noun",
-    "mixed_views",
-    "two_faced",
-    "janus",
-    "floaters",
-    "holes",
-    "scaled_down",
-)
-
 
 def _uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator, like: Tensor) -> Tensor:
     return (low + (high - low) * torch.rand(shape, generator=generator)).to(like)
@@ -36,6 +21,13 @@ def noise(images: Tensor, sigma: float | Tensor, generator: torch.Generator) -> 
     """Add white noise to colour and alpha; colour stays premultiplied (at most alpha)."""
     noisy = (images + sigma * torch.randn(images.shape, generator=generator).to(images)).clamp(0, 1)
     return torch.cat([torch.minimum(noisy[:, :, :3], noisy[:, :, 3:]), noisy[:, :, 3:]], 2)
+
+
+def grain(images: Tensor, sigma: float | Tensor, generator: torch.Generator) -> Tensor:
+    """Add white noise to the object's colour alone; the silhouette and what is outside it stay."""
+    rgb, alpha = images[:, :, :3], images[:, :, 3:]
+    noisy = rgb + sigma * torch.randn(rgb.shape, generator=generator).to(rgb)
+    return torch.cat([torch.minimum(noisy.clamp_min(0), alpha), alpha], 2)
 
 
 def blur(images: Tensor, sigma: float) -> Tensor:

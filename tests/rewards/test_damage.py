@@ -25,6 +25,7 @@ def generator() -> torch.Generator:
 
 FORMS = {
     "noise": lambda x: damage.noise(x, 0.1, generator()),
+    "grain": lambda x: damage.grain(x, 0.1, generator()),
     "blur": lambda x: damage.blur(x, 1.5),
     "blank_view": lambda x: damage.blank_view(x, generator()),
     "unfinished": lambda x: damage.unfinished(x, 0.5, generator()),
@@ -47,6 +48,13 @@ def test_every_form_changes_and_stays_premultiplied(kind: str) -> None:
     assert (bad[:, :, :3] <= bad[:, :, 3:] + 1e-6).all()
     assert not torch.equal(bad, clean)
     assert torch.equal(bad, FORMS[kind](clean))
+
+
+def test_grain_stays_on_the_object() -> None:
+    clean = squares()
+    bad = damage.grain(clean, 0.3, generator())
+    assert torch.equal(bad[:, :, 3], clean[:, :, 3])
+    assert not bad[:, :, :3][(clean[:, :, 3:] == 0).expand(-1, -1, 3, -1, -1)].any()
 
 
 def test_areas_move_the_right_way() -> None:

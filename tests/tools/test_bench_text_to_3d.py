@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ from safetensors.torch import save_file
 from rl3d.errors import ConfigError, InputError
 from rl3d.rewards.judges import Judge, JudgeConfig, build_model, load_judge
 from rl3d.scenes import Gaussians, Mesh
+from rl3d.text_to_3d.options import GenerateOptions
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -380,3 +382,12 @@ def test_method_rows(bench: ModuleType, tmp_path: Path) -> None:
     for wrong in ("fast", "draft=" + str(preset), "a b=x"):
         with pytest.raises(InputError):
             bench.method_options([wrong])
+
+
+def test_only_the_models_that_a_run_may_ask_are_part_of_it(bench: ModuleType) -> None:
+    base = GenerateOptions()
+    named = replace(base, method=replace(base.method, reward=replace(base.method.reward, name="reward3d")))
+    surface = replace(base, method=replace(base.method, scene="sdf"))
+    assert not bench.looks_with(base, "reward3d") and not bench.looks_with(base, "rewardcs")
+    assert bench.looks_with(named, "reward3d") and not bench.looks_with(named, "rewardcs")
+    assert bench.looks_with(surface, "rewardcs") and not bench.looks_with(surface, "reward3d")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from rl3d.data.asset_set import load_asset_set, read_records
 from rl3d.data.batches import ViewBatches
 from rl3d.data.captions import build_vocabulary, held_out
 from rl3d.data.views import ViewSpec, build_view_cache
+from rl3d.errors import InputError
 from rl3d.rewards import Reward3D, load
 from rl3d.rewards.judges import Judge, JudgeConfig, build_model, save_judge
 
@@ -92,6 +94,36 @@ def test_every_kind_changes_what_it_says(tool: ModuleType, data: tuple[Path, Pat
     assert torch.equal(silhouettes, real.images[:, :, 3])  # the same mesh
     assert not pairs.visible(real.images, real.images).any()
     assert pairs.visible(real.images, torch.zeros_like(real.images)).all()
+
+
+def test_torn_meshes_are_the_same_views_with_less(
+    tool: ModuleType, data: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    pairs, source = sys.modules["reward3d_pairs"], source_of(data, "train")
+    cache = Path(shutil.copytree(data[1], tmp_path / "torn"))
+    real = pairs.draw_real(source, source.keep, np.random.default_rng(0), 0.5)
+    views = np.load(cache / "views.npy")
+    views[:, :, :, :, :8] = 0
+    np.save(cache / "views.npy", views)
+    torn = ViewBatches(cache, source.records, "train", 0.0)
+    make = pairs.torn_from(torn)
+    (form,) = make(source, real, np.random.default_rng(0), torch.Generator())
+    assert torch.equal(form[..., 8:, :], real.images[..., 8:, :]) and not form[..., :8, :].any()
+    torn.params = torn.params + 1
+    with pytest.raises(InputError, match="other views"):
+        make(source, real, np.random.default_rng(0), torch.Generator())
+
+
+def test_a_mesh_is_torn_into_pieces(tool: ModuleType, data: tuple[Path, Path, Path]) -> None:
+    build = load_tool("build_views")
+    whole = load_asset_set(data[0])
+    torn = build.torn(whole)
+    for i in range(len(whole)):
+        (v, f, c), (tv, tf, tc) = whole.mesh(i), torn.mesh(i)
+        share = len(tf) / (4 * len(f))
+        assert 0.4 < share < 1 and len(tc) == len(tf) and tf.max() == len(tv) - 1
+        assert (tv.min(0) >= v.min(0) - 1e-6).all() and (tv.max(0) <= v.max(0) + 1e-6).all()
+        assert {tuple(x) for x in tc} <= {tuple(x) for x in c}
 
 
 def test_a_front_is_seen_again_from_near_by(tool: ModuleType, data: tuple[Path, Path, Path]) -> None:
