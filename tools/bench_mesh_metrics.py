@@ -177,7 +177,8 @@ def main() -> None:
     if args.json:
         print(json.dumps(report, indent=2, default=str))
         return
-    print(f"{report['faces']} faces, best of {args.repeats}, CPU milliseconds; peak memory {report['peak_memory_mib']} MiB")
+    memory = f"peak memory {report['peak_memory_mib']} MiB"
+    print(f"{report['faces']} faces, best of {args.repeats}, CPU milliseconds; {memory}")
     for what, own in times.items():
         others = [
             f"{peer} {found[what]:.1f} ({found[what] / own:.1f} times)"
