@@ -89,7 +89,8 @@ def budgeted(
     """Every row's options at equal time, and the record of what they rest on.
 
     Args:
-        known: an earlier record; its rows are not measured again.
+        known: an earlier record; its rows are kept, and new ones are measured beside one of them, so that a machine
+            that is busier now does not shorten them.
 
     Raises:
         InputError: the earlier record is of other seconds, or a row does not fit.
@@ -97,10 +98,16 @@ def budgeted(
     if known and known["seconds"] != seconds:
         raise InputError(f"--budget {seconds:g}: these runs have {known['seconds']:g}; give that, or another --out")
     rows, changed = dict(known["rows"]) if known else {}, {}
+    anchor = next((name for name in methods if name in rows and rows[name]["step_seconds"]), None)
+    slower = (1.0, 1.0)  # what the machine takes now for the same draft and step
+    if anchor is not None and set(methods) - set(rows):
+        now = measure(methods[anchor])
+        slower = now.draft / rows[anchor]["draft_seconds"], now.step / rows[anchor]["step_seconds"]
     for name, options in methods.items():
         if name not in rows:
             cost = measure(options)
-            rows[name] = {"draft_seconds": round(cost.draft, 2), "step_seconds": round(cost.step, 4)}
+            each = {"draft_seconds": cost.draft / slower[0], "step_seconds": cost.step / slower[1]}
+            rows[name] = {key: round(value, 4) for key, value in each.items()}
         cost = Cost(rows[name]["draft_seconds"], rows[name]["step_seconds"])
         changed[name] = fitted(name, options, cost, seconds)
         rows[name] |= {"steps": changed[name].distill.steps, "best_of": changed[name].best_of}

@@ -265,11 +265,12 @@ TITLES = {
 def page(results: Mapping[str, Any], picture: str | None) -> str:
     """The benchmark's page from the content of results.json; `picture` is a link relative to the page."""
     rows, made = results["rows"], results["made"]
+    named = {row["method"] for row in rows}
     parts = [
         "# Text to 3D: what comes out, measured",
         "Written by `tools/bench_text_to_3d.py`; do not edit. Numbers are means with 95 % intervals of a bootstrap over"
         " prompts (all seeds of a prompt together).",
-        "\n".join(["Aims of the `default` row:", "", *aims(rows)]),
+        *(["\n".join(["Aims of the `default` row:", "", *aims(rows)])] if named & {"default"} else []),
         "The judge that measures here makes mistakes of its own: what it reaches on renders of real, unseen assets"
         f" {_real(results.get('gold_on_renders'))}.",
     ]
@@ -299,12 +300,12 @@ def page(results: Mapping[str, Any], picture: str | None) -> str:
         if any(r.get(m.key) for r in mine for m in SHAPE):
             parts.append(table(mine, SHAPE, whole[group]))
         parts.append(table(mine, COST, whole[group]))
-    if results.get("against"):
+    for compared in results.get("against") or ():
         parts += [
-            f"## Against {results['against']['row']}",
+            f"## Against {compared['row']}",
             "Mean differences over the runs that both have, known and unseen prompts together, with 95 % intervals of a"
             " bootstrap over prompts; bold where the interval leaves out zero.",
-            difference_table(results["against"]["rows"], (*QUALITY, *SHAPE)),
+            difference_table(compared["rows"], (*QUALITY, *SHAPE)),
         ]
     parts += ["## How to read it", NOTES.format(distractors=DISTRACTORS, janus=_janus(results))]
     failed = [r for r in results["records"] if r["failed"] is not None]

@@ -23,6 +23,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -312,7 +313,7 @@ def prompt_colour(prompt: str) -> str | None:
     return next((w for w in split_words(prompt) if w in COLOURS), None)
 
 
-def results_of(bench: Bench, jobs: list[Job], against: str | None = None) -> dict[str, Any]:
+def results_of(bench: Bench, jobs: list[Job], against: Sequence[str] = ()) -> dict[str, Any]:
     """The content of results.json: rows, every record, and what made them."""
     found = [(job, read_record(bench, job)) for job in jobs]
     records = [{**record, "made_with": bench.made_with(job)} for job, record in found if record is not None]
@@ -320,12 +321,13 @@ def results_of(bench: Bench, jobs: list[Job], against: str | None = None) -> dic
     if picked := best_of_seeds(records, list(bench.methods), SEEDS):
         names = [name for m in bench.methods if (name := best_of_name(m, SEEDS)) in {r["method"] for r in picked}]
         rows += [{**row, "best_of": SEEDS} for row in aggregate(picked, names)]
-    compared = differences(records, list(bench.methods), against, (*QUALITY, *SHAPE)) if against else None
+    measures = (*QUALITY, *SHAPE)
+    compared = [{"row": row, "rows": differences(records, list(bench.methods), row, measures)} for row in against]
     evaluation = packaged_folder("assets") / "judge_gold" / "evaluation.json"
     return {
         "full": {**{group: len(all_of) for group, all_of in PROMPTS.items()}, "seeds": SEEDS},
         "rows": rows,
-        "against": compared and {"row": against, "rows": compared},
+        "against": compared,
         "made": {
             "command": command_line(sys.argv),
             "revision": revision(),
@@ -420,7 +422,9 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs; made, or gone on with")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), metavar="ROW", help=f"{METHODS}, NAME=FILE.yaml")
-    parser.add_argument("--against", metavar="ROW", help="a table of every row's differences to this one")
+    parser.add_argument(
+        "--against", nargs="+", default=[], metavar="ROW", help="a table of every row's differences to each of these"
+    )
     parser.add_argument(
         "--budget",
         type=float,
@@ -480,8 +484,9 @@ def main(argv: list[str] | None = None) -> int:
         known = read_results(file) if file.exists() else earlier.get("budget")
         methods, budget = budgeted(methods, args.budget, known, lambda options: cost_of(options, prior, drafts))
         write_json(file, budget)
-    if args.against and args.against not in methods:
-        raise InputError(f"--against {args.against}: no such row; rows are {', '.join(methods)}")
+    for row in args.against:
+        if row not in methods:
+            raise InputError(f"--against {row}: no such row; rows are {', '.join(methods)}")
     bench = Bench(args.out, methods, prior, load_judge("gold", args.device), models, elsewhere)
     order = sorted(bench.methods, key=lambda method: method == "views")  # last: the default row has drawn them by then
     jobs = [Job(*entry) for entry in plan(prompts, args.seeds, order)]

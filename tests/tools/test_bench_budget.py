@@ -51,9 +51,17 @@ def test_a_budget_is_measured_once(tool: ModuleType) -> None:
     changed, record = tool.budgeted(rows, 40.0, None, measure)
     assert changed["a"].distill.steps == record["rows"]["a"]["steps"] == 700 and len(asked) == 2
     again, same = tool.budgeted({**rows, "c": GenerateOptions()}, 40.0, json.loads(json.dumps(record)), measure)
-    assert len(asked) == 3 and again["a"] == changed["a"] and same["rows"]["a"] == record["rows"]["a"]
+    assert len(asked) == 4 and again["a"] == changed["a"] and same["rows"]["a"] == record["rows"]["a"]
+    assert tool.budgeted(again, 40.0, same, measure)[1] == same and len(asked) == 4  # nothing new, nothing measured
     with pytest.raises(InputError, match="--budget 50: these runs have 40"):
         tool.budgeted(rows, 50.0, record, measure)
+
+
+def test_a_busier_machine_does_not_shorten_a_new_row(tool: ModuleType) -> None:
+    rows = {name: GenerateOptions() for name in ("a", "b")}
+    _, record = tool.budgeted({"a": rows["a"]}, 40.0, None, lambda options: tool.Cost(5.0, 0.05))
+    changed, same = tool.budgeted(rows, 40.0, record, lambda options: tool.Cost(12.0, 0.08))
+    assert changed["b"].distill.steps == changed["a"].distill.steps == 700 and same["rows"]["a"] == record["rows"]["a"]
 
 
 def test_costs_are_of_the_method(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -280,7 +280,7 @@ def test_rows_are_compared_with_one_of_them(stage: SimpleNamespace, tmp_path: Pa
     common += ["--methods", "draft", f"mine={preset}"]
     assert stage.tool.main([*common, "--against", "draft"]) == 0
     results = json.loads((tmp_path / "bench" / "results.json").read_text())
-    (row,) = results["against"]["rows"]
+    ((row,),) = (compared["rows"] for compared in results["against"])
     assert row["method"] == "mine" and row["pairs"] == 3 and row["top1"]["mean"] == 0  # the same box
     known = next(r for r in results["rows"] if r["method"] == "mine" and r["group"] == "known")
     assert known["dnc"]["mean"] > 0.8 and known["parts"]["mean"] == 2  # flat splats on a sphere
