@@ -38,8 +38,8 @@ POINTS = 10_000
 
 
 def ball(faces: int, bumps: float) -> tuple[np.ndarray, np.ndarray]:
-    """A closed ball of squares (triangles at the poles), 2 n^2 faces or so, radius 1 give or take `bumps`."""
-    n = max(int((faces / 2) ** 0.5), 3)
+    """A closed ball of squares (triangles at the poles), 2 n (n - 1) faces, radius 1 give or take `bumps`."""
+    n = max(round((1 + (1 + 2 * faces) ** 0.5) / 2), 3)
     around = np.arange(n) * (2 * np.pi / n)
     down = np.arange(1, n) * (np.pi / n)
     angle, tilt = np.meshgrid(around, down, indexing="ij")

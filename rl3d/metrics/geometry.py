@@ -141,11 +141,6 @@ def compare(prediction: Mesh | Surface, with_reference: Reference | Mesh | Surfa
     )
 
 
-def hausdorff(prediction: Mesh | Surface, with_reference: Reference | Mesh | Surface) -> float:
-    """The symmetric Hausdorff distance alone, see `Geometry`."""
-    return compare(prediction, with_reference).hausdorff
-
-
 def sample_points(mesh: Mesh | Surface, count: int, seed: int = 0) -> Samples:
     """Points uniform by area on the faces that count, as evenly as a sequence of low discrepancy spreads them.
 
