@@ -116,12 +116,12 @@ def clean(vertices: NDArray[np.integer], faces: NDArray[np.integer], bins: int =
         _, first = np.unique(np.sort(faces, axis=1), axis=0, return_index=True)
         faces = faces[np.sort(first)]
     used, local = np.unique(faces, return_inverse=True)
-    faces = local.reshape(-1, 3).astype(np.int64)
+    faces = local.reshape(-1, 3)
     lowest = faces.argmin(1)[:, None] if len(faces) else np.zeros((0, 1), np.int64)
     faces = np.take_along_axis(faces, (lowest + np.arange(3)) % 3, 1)
-    faces = faces[np.lexsort(faces.T[::-1])]
+    ordered = faces[np.lexsort(faces.T[::-1])].astype(np.int64)
     back = np.argsort(AXES)
-    return BinMesh(unique[used.astype(np.int64)][:, back].astype(np.int64).reshape(-1, 3), faces, bins)
+    return BinMesh(unique[used.astype(np.int64)][:, back].astype(np.int64).reshape(-1, 3), ordered, bins)
 
 
 def to_bins(
