@@ -1,6 +1,6 @@
 """Train the mesh language model on a folder of captioned meshes, or measure a trained one.
 
-    python tools/train_mesh_lm.py DATA --out RUN --minutes 240 --cooldown 0.3 --compile
+    python tools/train_mesh_lm.py DATA --out RUN --minutes 300 --cooldown 0.3 --compile --threads 1 --tokens 4096
     python tools/train_mesh_lm.py DATA --out RUN --evaluate [--assets assets/mesh_lm]
     accelerate launch tools/train_mesh_lm.py ... --large --checkpointing     # several processes, one per GPU
 

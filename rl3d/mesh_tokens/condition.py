@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rl3d.mesh_tokens.layers import Block
+from rl3d.scenes.point_cloud import farthest
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,6 @@ def fourier(values: Tensor, octaves: int) -> Tensor:
     return torch.cat([values, scaled.sin().flatten(-2), scaled.cos().flatten(-2)], -1)
 
 
-@torch.no_grad()
-def far_apart(points: Tensor, count: int) -> Tensor:
-    """[B, count] indices of points [B, N, 3], each farthest from those before (Eldar et al. 1997).
-
-    The first is the one farthest from the mean, so that the choice does not depend on the points' order.
-    """
-    row = torch.arange(len(points), device=points.device)
-    chosen = torch.empty(len(points), count, dtype=torch.int64, device=points.device)
-    nearest = (points - points.mean(1, keepdim=True)).square().sum(-1)
-    last = nearest.argmax(1)
-    nearest = torch.full_like(nearest, math.inf)
-    for i in range(count):
-        chosen[:, i] = last
-        nearest = torch.minimum(nearest, (points - points[row, last][:, None]).square().sum(-1))
-        last = nearest.argmax(1)
-    return chosen
-
-
 class CloudEncoder(nn.Module):
     """Points with normals [B, N, 3] to `anchors` tokens [B, anchors, width]."""
 
@@ -92,7 +75,7 @@ class CloudEncoder(nn.Module):
     def forward(self, points: Tensor, normals: Tensor | None) -> Tensor:
         normals = torch.zeros_like(points) if normals is None else normals
         row = torch.arange(len(points), device=points.device)[:, None]
-        anchors = points[row, far_apart(points, self.anchors)]  # [B, A, 3]
+        anchors = points[row, farthest(points, self.anchors)]  # [B, A, 3]
         near = torch.cdist(anchors, points).topk(min(self.neighbours, points.shape[1]), largest=False).indices
         row = row[..., None]
         offset = (points[row, near] - anchors[:, :, None]) * self.REACH

@@ -199,16 +199,30 @@ class MeshLM(MeshLMPreTrainedModel, GenerationMixin):
         self.lm_head = new_embeddings
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor | None = None, logits_to_keep: int = 0, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        slots: Tensor | None = None,
+        points: Tensor | None = None,
+        normals: Tensor | None = None,
+        has_points: Tensor | None = None,
+        words: Tensor | None = None,
+        faces: Tensor | None = None,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, V] for the token after each one, float32.
 
         Args:
             labels: [B, T] as `input_ids`, -100 where nothing is learnt: also gives the mean loss of the next token.
             logits_to_keep: of the last so many places alone; 0: of all.
-            kwargs: see `MeshLMModel.forward`.
+            others: see `MeshLMModel.forward`.
         """
-        out = self.model(input_ids=input_ids, **kwargs)
+        asked = Condition(points, normals, has_points, words, faces)  # named above, for `generate` looks at the names
+        out = self.model(input_ids, attention_mask, past_key_values, use_cache, slots, **asked.tensors())
         logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:]).float()
         loss = None
         if labels is not None:
