@@ -79,8 +79,10 @@ class CloudEncoder(nn.Module):
         near = torch.cdist(anchors, points).topk(min(self.neighbours, points.shape[1]), largest=False).indices
         row = row[..., None]
         offset = (points[row, near] - anchors[:, :, None]) * self.REACH
-        patch = self.point_out(F.silu(self.point_in(torch.cat([offset, normals[row, near]], -1)))).amax(2)
-        x = self.patch_in(patch) + self.place_in(fourier(anchors, self.OCTAVES))
+        dtype = self.norm.weight.dtype
+        around = torch.cat([offset, normals[row, near]], -1).to(dtype)
+        patch = self.point_out(F.silu(self.point_in(around))).amax(2)
+        x = (self.patch_in(patch) + self.place_in(fourier(anchors, self.OCTAVES).to(dtype))).to(dtype)
         for block in self.blocks:
             x = block(x)
         out: Tensor = self.norm(x)
@@ -132,5 +134,5 @@ class Prefix(nn.Module):
         count = self.no_count.expand(batch, -1)
         if faces is not None:
             size = faces.clamp_min(1).float().log2()[:, None] / 16  # 65,536 faces are 1
-            count = torch.where((faces > 0)[:, None], self.count_in(fourier(size, 8)), count)
+            count = torch.where((faces > 0)[:, None], self.count_in(fourier(size, 8).to(count.dtype)), count)
         return torch.cat([cloud, said.to(cloud.dtype), count[:, None].to(cloud.dtype)], 1)
