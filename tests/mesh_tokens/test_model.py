@@ -154,13 +154,12 @@ def test_transformers_generate_is_the_plain_loop(model: MeshLM) -> None:
 
 
 def test_half_precision_is_close() -> None:
-    """All weights in bfloat16, no autocast: measured 0.06 on logits of up to 3."""
+    """All weights in bfloat16, no autocast: measured 0.041 on logits of up to 2.45."""
     model = tiny_model()
     tokens, condition = some_tokens(model), tiny_condition(2)
     whole = logits(model, tokens, condition)
     half = logits(model.to(torch.bfloat16), tokens, condition)
-    assert half.dtype == torch.float32 and (half - whole).abs().max() < 0.3 * whole.abs().max()
-    print((half - whole).abs().max(), whole.abs().max())
+    assert half.dtype == torch.float32 and (half - whole).abs().max() < 0.15
 
 
 def test_padding_on_the_left_is_refused(model: MeshLM) -> None:

@@ -65,7 +65,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(run: Callable[..., None], tmp_pa
 def test_it_learns_the_shapes_and_ships(
     run: Callable[..., None], tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    """60 steps: measured 2.85 nats a token at the start (17 bits of noise) and 1.0 in the end."""
+    """60 steps: measured 1.37 nats a token in the end; before, all 21 tokens are as likely, 3.04."""
     out, assets = tmp_path / "run", tmp_path / "assets" / "mesh_lm"
     run(out, "--steps", "60", "--lr", "0.01", "--ema", "0.8")
     last = json.loads((out / "log.jsonl").read_text().splitlines()[-1])
