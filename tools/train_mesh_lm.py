@@ -95,10 +95,9 @@ def token_losses(model: torch.nn.Module, batch: TokenBatch, device: torch.device
     tokens, condition = batch.tokens.to(device), batch.condition.to(device)
     with torch.autocast(device.type, torch.bfloat16):
         logits = model(tokens[:, :-1], **condition.tensors()).logits
-    target = tokens[:, 1:]
-    pad = logits.shape[-1] - 3
-    loss = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), ignore_index=pad, reduction="none")
-    return loss.view_as(target), target != pad
+    loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none").view(len(tokens), -1)
+    real = torch.arange(1, tokens.shape[1], device=device) < batch.lengths.to(device)[:, None]
+    return loss * real, real
 
 
 def fixed_batches(source: MeshBatches, limit: int) -> list[TokenBatch]:

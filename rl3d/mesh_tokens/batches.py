@@ -56,10 +56,12 @@ class TokenBatch:
     """Sequences padded on the right.
 
     Attributes:
-        tokens: [B, T]. condition: what each was asked by. faces: [B] faces written. assets: [B] indices in the set.
+        tokens: [B, T]. lengths: [B] tokens of each. condition: what each was asked by. faces: [B] faces written.
+        assets: [B] indices in the set.
     """
 
     tokens: Tensor
+    lengths: Tensor
     condition: Condition
     faces: Tensor
     assets: NDArray[np.int64]
@@ -181,4 +183,4 @@ class MeshBatches:
         condition = Condition(
             torch.stack(points), torch.stack(normals), kept(options.no_points), words, counts * kept(options.no_faces)
         )
-        return TokenBatch(tokens, condition, counts, chosen)
+        return TokenBatch(tokens, torch.tensor([len(row) for row in rows]), condition, counts, chosen)
