@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from rl3d.cli import mesh_score
+from rl3d.cli import mesh_generate, mesh_score
 
-ACTIONS = {"score": (mesh_score, "measure topology, quads and distances from a reference")}
+ACTIONS = {
+    "generate": (mesh_generate, "write a low-poly mesh for words, points or a dense mesh"),
+    "score": (mesh_score, "measure topology, quads and distances from a reference"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -253,8 +253,12 @@ def load_mesh_lm(folder: str | Path | None = None, device: torch.device | str = 
         AssetError: a file is missing, truncated or does not fit.
     """
     if folder is None:
-        from rl3d.assets import model_folder
+        from rl3d.assets import embedded_models, model_folder
 
+        if "mesh_lm" not in embedded_models():
+            raise AssetError(
+                "no mesh model ships yet; train one with tools/train_mesh_lm.py and name its folder (--model)"
+            )
         folder = model_folder("mesh_lm")
     folder = Path(folder)
     try:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from metric_shapes import Shape, box, grid, sphere
 
+from rl3d.metrics import reference, score_mesh, surface
+
 
 def write(path: Path, shape: Shape) -> Path:
     vertices, faces = shape
@@ -26,6 +28,13 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "c_broken.obj").write_text("v 0 0 0\nf 1 2 3\n")
     (tmp_path / "notes.txt").write_text("no mesh")
     return tmp_path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    """The first use of the searches on a machine says on stderr that it compiles them."""
+    ball = surface(*sphere(60))
+    score_mesh(ball, reference(ball))
 
 
 def test_a_table_for_people(rl3d: Callable, folder: Path) -> None:
