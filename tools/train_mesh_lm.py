@@ -1,6 +1,6 @@
 """Train the mesh language model on a folder of captioned meshes, or measure a trained one.
 
-    python tools/train_mesh_lm.py DATA --out RUN --minutes 300 --cooldown 0.3 --compile --threads 1 --tokens 4096
+    python tools/train_mesh_lm.py DATA --out RUN --minutes 300 --cooldown 0.3 --compile --threads 1
     python tools/train_mesh_lm.py DATA --out RUN --evaluate [--assets assets/mesh_lm]
     accelerate launch tools/train_mesh_lm.py ... --large --checkpointing     # several processes, one per GPU
 
@@ -55,12 +55,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=60, help="stop after this much time in this call")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="what all minutes are; cpu: of this process")
     parser.add_argument("--steps", type=int, default=0, help="stop at this step, counted over all calls; 0: no limit")
-    parser.add_argument("--tokens", type=int, default=8192, help="a step and process, with padding")
+    parser.add_argument("--tokens", type=int, default=4096, help="a step and process, with padding")
     parser.add_argument("--tokenizer", choices=("adjacent", "raw"), default="adjacent")
     parser.add_argument("--bins", type=int, default=128)
     parser.add_argument("--max-faces", type=int, default=400, help="larger meshes are left out")
     parser.add_argument("--lr", type=float, default=2e-3)
-    parser.add_argument("--warmup", type=int, default=100)
+    parser.add_argument("--warmup", type=int, default=50)
     parser.add_argument("--cooldown", type=float, default=0.0, help="share of this call's minutes with a falling rate")
     parser.add_argument("--ema", type=float, default=0.999)
     parser.add_argument("--augment", type=json.loads, default={}, help='JSON of Augmentation, e.g. {"free_turns": 0.2}')
