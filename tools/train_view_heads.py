@@ -6,14 +6,14 @@
     python tools/train_view_heads.py DATA CACHE --head mvreward --out RUN --evaluate [--assets assets/mvreward]
     accelerate launch tools/train_view_heads.py ...        # several processes, one per GPU
 
-Resumes from RUN when it exists. Both start from the reward judge's convolutions, whose weights move at a fraction of
-the rate, and read no prompt.
+Resumes from RUN when it exists. Neither reads a prompt; the convolutions that they start from move at a fraction of the
+rate.
 
-- hfdream: every view of a real set and the direction that it was rendered from; the loss is -log p of that direction
-  among all (see rl3d/rewards/hfdream.py). An empty view has any direction.
-- mvreward: -log sigma(r(better) - r(worse)) over all pairs of whole view sets whose order is known (see
-  tools/reward3d_pairs.py). RUN/candidates.safetensors of tools/train_reward3d.py --make-candidates, where there is one,
-  gives the prior's samples and lifts a share of the steps.
+- hfdream starts from the reward judge's convolutions: every view of a real set and the direction that it was rendered
+  from; the loss is -log p of that direction among all (see rl3d/rewards/hfdream.py). An empty view has any direction.
+- mvreward starts from Reward3D-mini without its words: -log sigma(r(better) - r(worse)) over all pairs of whole view
+  sets whose order is known (see tools/reward3d_pairs.py). RUN/candidates.safetensors of tools/train_reward3d.py
+  --make-candidates, where there is one, gives the prior's samples and lifts a share of the steps.
 """
 
 from __future__ import annotations
@@ -42,10 +42,12 @@ from rl3d.data.asset_set import read_records
 from rl3d.data.batches import ViewBatches
 from rl3d.files import write_json
 from rl3d.rewards.hfdream import HFDream, HFDreamConfig, HFDreamModel, load_hfdream, save_hfdream
-from rl3d.rewards.judges import JudgeConfig, load_judge
+from rl3d.rewards.judges import load_judge
 from rl3d.rewards.mvreward import MVReward, MVRewardConfig, MVRewardModel, load_mvreward, save_mvreward
+from rl3d.rewards.reward3d import load_reward3d
 
 EMPTY = 0.03  # share of the views that hfdream sees emptied, with any direction
+TRAIN_SHOWN = 40  # training assets of --evaluate, for comparison
 OF_PROMPTS = ("wrong_colour", "swapped_colour", "wrong_noun")
 # Scalar loss, and (hits, counted) by kind for the log.
 Step = tuple[Tensor, dict[str, tuple[int, int]]]
@@ -53,18 +55,38 @@ Step = tuple[Tensor, dict[str, tuple[int, int]]]
 
 @dataclass(frozen=True)
 class Head:
-    """What differs between the two: the model of a judge's sizes and its own, the loss of a random batch, the makers of
-    the pairs that measure it, and how averaged weights become files and the scores of those files.
+    """What differs between the two: what a new model starts from, the loss of a random batch, the makers of the pairs
+    that measure it, and how averaged weights become files and the scores of those files.
 
     Attributes:
         finish: model, training views, folder -> (facts for the evaluation, scores of the saved reward).
     """
 
     about: str
-    model: Callable[[JudgeConfig, dict[str, Any]], nn.Module]
+    start: Callable[[argparse.Namespace, dict[str, Any]], nn.Module]
     loss: Callable[..., Step]
     makers: dict[str, Maker]
     finish: Callable[[nn.Module, ViewBatches, Path], tuple[dict[str, float], Scorer]]
+
+
+def start_viewpoint(args: argparse.Namespace, sizes: dict[str, Any]) -> HFDreamModel:
+    """The network around the convolutions of the reward judge."""
+    judge = load_judge("reward", "cpu", args.judge).model
+    model = HFDreamModel(HFDreamConfig(judge.config, **sizes))
+    model.encoder.load_state_dict({k: v for k, v in judge.state_dict().items() if k.startswith("features.")})
+    return model
+
+
+def start_preference(args: argparse.Namespace, sizes: dict[str, Any]) -> MVRewardModel:
+    """Reward3D-mini's convolutions and blocks; the first token and the last perceptron are new."""
+    begun = load_reward3d("cpu", args.reward3d).model
+    c = begun.config
+    model = MVRewardModel(MVRewardConfig(c.judge, c.width, c.heads, c.blocks))
+    model.encoder.features.load_state_dict(begun.judge.features.state_dict())
+    for part in ("patch", "blocks", "norm"):
+        model.get_submodule(part).load_state_dict(begun.get_submodule(part).state_dict())
+    model.positions.data.copy_(begun.positions)
+    return model
 
 
 def viewpoint_loss(
@@ -133,14 +155,14 @@ DIRECTION = {**TURNS, **{kind: OF_VIEWS[kind] for kind in ("exchanged_views", "j
 HEADS = {
     "hfdream": Head(
         "HFDream: says whether each view shows the side that its camera stands at",
-        lambda judge, sizes: HFDreamModel(HFDreamConfig(judge, **sizes)),
+        start_viewpoint,
         viewpoint_loss,
         DIRECTION,
         finish_viewpoint,
     ),
     "mvreward": Head(
         "MVReward: which of two view sets is better as pictures of one object",
-        lambda judge, sizes: MVRewardModel(MVRewardConfig(judge, **sizes)),
+        start_preference,
         preference_loss,
         PREFERENCE,
         finish_preference,
@@ -160,13 +182,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16, help="assets a step and process")
     parser.add_argument("--kinds", type=int, default=2, help="mvreward: kinds of damage a step, one between views")
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--encoder-factor", type=float, default=0.3, help="rate of the judge's convolutions")
+    parser.add_argument("--encoder-factor", type=float, default=0.3, help="rate of the convolutions, times --lr")
     parser.add_argument("--warmup", type=int, default=60)
     parser.add_argument("--cooldown", type=float, default=0.0, help="share of this call's minutes with a falling rate")
     parser.add_argument("--ema", type=float, default=0.995)
     parser.add_argument("--recolour", type=float, default=0.5)
-    parser.add_argument("--judge", type=Path, help="folder of the reward judge to start from; default: the embedded")
-    parser.add_argument("--model", type=json.loads, default={}, help='JSON, e.g. {"width": 128}')
+    parser.add_argument("--judge", type=Path, help="folder of the reward judge; default: the embedded one")
+    parser.add_argument(
+        "--reward3d", type=Path, help="folder of Reward3D-mini, for mvreward; default: the embedded one"
+    )
+    parser.add_argument("--model", type=json.loads, default={}, help='hfdream: JSON, e.g. {"width": 128}')
     parser.add_argument("--prior-share", type=float, default=0.25, help="of steps on the prior's candidates")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the default")
     parser.add_argument("--save-every", type=float, default=5, help="minutes")
@@ -177,15 +202,6 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def new_model(head: Head, judge_folder: Path | None, sizes: dict[str, Any]) -> nn.Module:
-    """The network around the convolutions of the reward judge."""
-    judge = load_judge("reward", "cpu", judge_folder)
-    model = head.model(judge.model.config, sizes)
-    encoder = {k: v for k, v in judge.model.state_dict().items() if k.startswith("features.")}
-    model.get_submodule("encoder").load_state_dict(encoder)
-    return model
-
-
 def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     device, head = accelerator.device, HEADS[args.head]
     source = ViewBatches(args.cache, read_records(args.data), "train", args.recolour)
@@ -194,7 +210,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     torch.manual_seed(args.seed)
     resume = (args.out / "state.json").is_file()
     sizes = json.loads((args.out / "state.json").read_text())["sizes"] if resume else args.model
-    model = new_model(head, args.judge, sizes).to(device)
+    model = head.start(args, sizes).to(device)
     optimizer, ema = optimizer_for(model, args.lr, "encoder.", args.encoder_factor), Ema(model, args.ema)
     state = {"step": 0, "assets": 0, "seconds": 0.0}
     if resume:
@@ -248,7 +264,7 @@ def finish(args: argparse.Namespace, device: torch.device) -> None:
     """Measure the averaged weights in the form in which they ship; write them to --assets."""
     records, head = read_records(args.data), HEADS[args.head]
     facts = json.loads((args.out / "state.json").read_text())
-    model = new_model(head, args.judge, facts["sizes"])
+    model = head.start(args, facts["sizes"])
     model.load_state_dict(averaged_weights(args.out))
     model.to(device).eval().requires_grad_(False)
     sources = {split: ViewBatches(args.cache, records, split, 0.0) for split in ("train", "val")}
@@ -261,9 +277,9 @@ def finish(args: argparse.Namespace, device: torch.device) -> None:
     found = args.out / "candidates.safetensors"
     for split, source in sources.items():
         if split == "train" and not args.eval_assets:
-            thin(source, 200)
+            thin(source, TRAIN_SHOWN)
         drawn = Candidates(found, split) if args.head == "mvreward" and found.is_file() else None
-        row[split] = evaluate(args.head, score, judge, source, drawn, head.makers)
+        row[split] = evaluate(args.head, score, judge, source, drawn, head.makers, rounds=1)
         if args.head == "hfdream":
             row[split]["quarter"] = by_quarter(load_hfdream(device, folder), source)
     print(json.dumps(row), flush=True)

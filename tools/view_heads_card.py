@@ -44,8 +44,8 @@ def by_quarter(reward: HFDream, source: ViewBatches) -> dict[str, dict]:
     return out
 
 
-def hfdream_text(row: dict) -> tuple[str, str, str]:
-    """What it is, how it was trained, and what its numbers are besides pairs."""
+def hfdream_text(row: dict) -> tuple[str, str, str, str]:
+    """What it is, what it started from, how it was trained, and what its numbers are besides pairs."""
     lines = [
         f"| {split}, {name} | {interval_cell(found['share'])} | {found['views']} | {found['score']:.2f} |"
         for split in ("val", "train")
@@ -68,11 +68,11 @@ bootstrap interval over assets; "sided": assets whose front and back differ by {
 {chr(10).join(lines)}
 
 """
-    return what, how, numbers
+    return what, "the reward judge's convolutions, fine-tuned, and new", how, numbers
 
 
-def mvreward_text(row: dict) -> tuple[str, str, str]:
-    """What it is, how it was trained, and what its numbers are besides pairs."""
+def mvreward_text(row: dict) -> tuple[str, str, str, str]:
+    """What it is, what it started from, how it was trained, and what its numbers are besides pairs."""
     real = row["val"]["real"]
     scale = f"{real['mean']:.2f} and {real['std']:.2f}"
     what = f"""\
@@ -83,13 +83,13 @@ Range [-20, 20]: 0 is the mean of real training renders, 1 their standard deviat
     how = """\
 -log sigma(r_w - r_l) over all pairs of an asset's view sets whose order is known: real views, and milder and worse
 forms of each kind of damage."""
-    return what, how, ""
+    return what, "Reward3D-mini's convolutions and blocks, fine-tuned:", how, ""
 
 
 def model_card(head: str, row: dict, parameters: int) -> str:
     """Markdown of the card; `row` is what train_view_heads.py writes as evaluation.json."""
     title, text = {"hfdream": ("HFDream", hfdream_text), "mvreward": ("MVReward", mvreward_text)}[head]
-    what, how, numbers = text(row)
+    what, start, how, numbers = text(row)
     training = row["training"]
     drawn = "sample" in row["val"]["pairs"]
     unseen = "" if head == "mvreward" and drawn else ", nor any generator's output"
@@ -102,7 +102,7 @@ def model_card(head: str, row: dict, parameters: int) -> str:
 
 Without cameras, views stand at equal steps of a turn, in order, the front first.
 
-Network: the reward judge's convolutions, fine-tuned, and transformer blocks over the 16x16-pixel patches;
+Network: {start} transformer blocks over the 16x16-pixel patches;
 {parameters / 1e6:.2f} million parameters.
 
 ## Training
@@ -120,5 +120,6 @@ Network: the reward judge's convolutions, fine-tuned, and transformer blocks ove
 ## Limits
 
 It knows low-poly props. What a generator does wrong in other ways than those it was trained on it has not seen{unseen}.
-It starts from the reward judge's convolutions; the gold judge shares nothing but the data.
+It goes back to the reward judge's convolutions, so that one is a poor guard for it; the gold judge shares nothing but
+the data.
 """

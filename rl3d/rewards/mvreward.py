@@ -12,7 +12,7 @@ of the views are free, where the published network wants twelve slots in a fixed
     r(X) = LIMIT tanh(z / LIMIT),   z = (raw(X) - mean) / std
 
 `mean` and `std` are those of `raw` over real renders of training assets. The prompt is not read: put it beside a reward
-that does. The network starts from the reward judge's convolutions, with the blocks of `rl3d.rewards.reward3d`.
+that does. The network starts as Reward3D-mini (`rl3d.rewards.reward3d`) without its words.
 """
 
 from __future__ import annotations

@@ -19,8 +19,9 @@ from rl3d.data.asset_set import load_asset_set, read_records
 from rl3d.data.batches import ViewBatches
 from rl3d.data.captions import build_vocabulary
 from rl3d.data.views import ViewSpec, build_view_cache
-from rl3d.rewards import HFDream, MVReward, load
+from rl3d.rewards import HFDream, MVReward, Reward3D, load
 from rl3d.rewards.judges import Judge, JudgeConfig, build_model, save_judge
+from rl3d.rewards.reward3d import Reward3DConfig, Reward3DModel, save_reward3d
 
 MODEL = json.dumps({"width": 16, "heads": 2, "blocks": 1})
 
@@ -31,8 +32,8 @@ def tool() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    """(assets, cache, judge)"""
+def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path, Path]:
+    """(assets, cache, judge, reward3d)"""
     folder = tmp_path_factory.mktemp("data")
     assets = write_assets(folder / "assets")
     spec = ViewSpec(size=32, sets=3, supersample=2)
@@ -40,15 +41,20 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     words = build_vocabulary([r for r in read_records(assets) if r.split == "train"])
     torch.manual_seed(0)
     model = build_model(JudgeConfig("reward", len(words), 32, (8, 16, 16), 16, embedding=8))
-    save_judge(Judge("reward", model, {w: i for i, w in enumerate(words)}, ()), folder / "judge")
-    return assets, folder / "cache", folder / "judge"
+    index = {w: i for i, w in enumerate(words)}
+    save_judge(Judge("reward", model, index, ()), folder / "judge")
+    torch.manual_seed(1)
+    begun = Reward3DModel(Reward3DConfig(model.config, width=16, heads=2, blocks=1))
+    save_reward3d(Reward3D(begun, index, 0.0, 1.0), folder / "reward3d")
+    return assets, folder / "cache", folder / "judge", folder / "reward3d"
 
 
 @pytest.fixture
-def run(tool: ModuleType, data: tuple[Path, Path, Path]) -> Callable[..., None]:
+def run(tool: ModuleType, data: tuple[Path, Path, Path, Path]) -> Callable[..., None]:
     def call(head: str, out: Path, *more: str) -> None:
-        assets, cache, judge = map(str, data)
+        assets, cache, judge, reward3d = map(str, data)
         words = ["train_view_heads", assets, cache, "--head", head, "--out", str(out), "--judge", judge]
+        words += ["--reward3d", reward3d]
         with pytest.MonkeyPatch.context() as patch:
             given = ["--model", MODEL, "--batch", "4", "--threads", "1", "--warmup", "2", *more]
             patch.setattr(sys, "argv", [*words, *given])
@@ -57,7 +63,7 @@ def run(tool: ModuleType, data: tuple[Path, Path, Path]) -> Callable[..., None]:
     return call
 
 
-def test_turned_views_stand_where_others_should(tool: ModuleType, data: tuple[Path, Path, Path]) -> None:
+def test_turned_views_stand_where_others_should(tool: ModuleType, data: tuple[Path, Path, Path, Path]) -> None:
     pairs, source = sys.modules["reward3d_pairs"], ViewBatches(data[1], read_records(data[0]), "train", 0.0)
     rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
     real = pairs.draw_real(source, source.keep, rng, 0.0)
