@@ -51,13 +51,14 @@ def hfdream_text(row: dict) -> tuple[str, str, str, str]:
         for split in ("val", "train")
         for name, found in row[split]["quarter"].items()
     ]
+    best = f"{math.log(DIRECTIONS):.2f}"
     what = f"""\
 Scores whether each view shows the side that its camera stands at, the front at azimuth 0: HFDream's viewpoint reward
 with renders from known directions in the place of people's answers. Any number of views, each by itself; the score is
 their mean.
 
-Range [-20, {math.log(DIRECTIONS):.2f}]: the log of the density that a view gives its own direction over an even one. 0
-is what a view scores that says nothing of its side."""
+Range [-20, {best}]: the log of the density that a view gives its own direction over an even one. 0 is
+what a view scores that says nothing of its side."""
     how = "-log p of the direction that each view was rendered from; an empty view has any."
     numbers = f"""\
 Share of single views whose own direction scores highest of four quarter turns (chance 0.25), by mean and 95 %
@@ -95,7 +96,9 @@ def model_card(head: str, row: dict, parameters: int) -> str:
     unseen = "" if head == "mvreward" and drawn else ", nor any generator's output"
     return f"""# {title}, trained by this project
 
-{what} The prompt is not read. Differentiable to the images. Licence: Apache-2.0; the data is CC0-1.0.
+{what}
+
+The prompt is not read. Differentiable to the images. Licence: Apache-2.0; the data is CC0-1.0.
 
     reward = rl3d.rewards.load("{head}")
     scores = reward(rl3d.RewardInput(images, alphas, cameras, prompts))
