@@ -57,9 +57,9 @@ Does a reward put known things in the right order before anybody optimises it? E
 elevations of {" and ".join(f"{e:g}" for e in ELEVATIONS)} radians, against damaged versions of the same prop. A case
 passes where the whole version scores higher on average and in at least {SHARE:.0%} of the comparisons; a tie is wrong.
 A reward is asked for what it claims to see; the other rows are measured too and do not fail. Cases, claims and the
-share were set before the first run, but for `rewardcs-mini`, which claims the kinds that reach the same share on val
-assets (its model card; holes, which it first claimed too, did not), and for `hull`, `mrc` and `epipolar`, whose claims
-leave out what a first run found too weak. The cases from "specks" on came with these three.
+share were set before the first run, but for `rewardcs-mini`, `hfdream` and `mvreward`, which claim the kinds that reach
+the same share on val assets (their model cards; holes, which the first claimed too, did not), and for `hull`, `mrc` and
+`epipolar`, whose claims leave out what a first run found too weak. The cases from "specks" on came with these three.
 
     rl3d rewards check judge
     python tools/calibrate_rewards.py

@@ -1,29 +1,32 @@
-"""What Reward3D-mini is worth: pairs of known order, real renders and damaged ones, and its model card from them."""
+"""What a reward on views is worth: pairs of known order, real renders and damaged ones; Reward3D-mini's model card."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
 from measure_judge import with_interval
-from reward3d_pairs import CANDIDATE_FORMS, Candidates, Maker, draw_real, visible
+from reward3d_pairs import CANDIDATE_FORMS, MAKERS, Candidates, Maker, draw_real, visible
 from torch import Tensor
 
 from rl3d.data.batches import ViewBatches
 from rl3d.rewards.judges import Judge
-from rl3d.rewards.reward3d import Reward3D
 
 CHUNK = 32
+# Views [B, V, 4, H, W], prompts [B] and azimuths [B, V] to scores [B].
+Scorer = Callable[[Tensor, list[str], Tensor], Tensor]
 
 
 @torch.no_grad()
-def standardise(reward: Reward3D, source: ViewBatches) -> tuple[float, float]:
+def standardise(raw: Scorer, source: ViewBatches) -> tuple[float, float]:
     """Mean and standard deviation of `raw` over real views of a split's assets, one view set each, half repainted."""
     rng, found = np.random.default_rng(12), []
     for start in range(0, len(source.keep), CHUNK):
         real = draw_real(source, source.keep[start : start + CHUNK], rng, 0.5)
-        found.append(reward.raw(real.images, real.captions, real.azimuths))
-    raw = torch.cat(found)
-    return float(raw.mean()), max(float(raw.std()), 1e-3)
+        found.append(raw(real.images, real.captions, real.azimuths))
+    values = torch.cat(found)
+    return float(values.mean()), max(float(values.std()), 1e-3)
 
 
 class Tally:
@@ -60,35 +63,36 @@ class Tally:
 
 @torch.no_grad()
 def evaluate(
-    reward: Reward3D,
+    name: str,
+    score: Scorer,
     judge: Judge,
     source: ViewBatches,
-    kinds_of: dict[str, Maker],
     candidates: Candidates | None,
+    makers: Mapping[str, Maker] = MAKERS,
     rounds: int = 2,
 ) -> dict:
     """Accuracy on pairs of a split, each [mean, low, high] with a 95 % bootstrap interval over assets.
 
     "pairs" by kind: the real one above its mildest form ("KIND"), above its worst ("KIND, worse") and the mildest above
-    the worst ("KIND, order"); for the judge that it started from too, and their difference ("gain").
+    the worst ("KIND, order"); for the judge that reward `name` started from too, and their difference ("gain").
     """
-    rng, generator, tally = np.random.default_rng(13), torch.Generator().manual_seed(13), Tally("reward3d", "judge")
+    rng, generator, tally = np.random.default_rng(13), torch.Generator().manual_seed(13), Tally(name, "judge")
     scores: list[Tensor] = []
 
     def both(images: Tensor, prompts: list[str], azimuths: Tensor) -> Tensor:
-        return torch.stack([reward.score(images, prompts, azimuths), judge.similarity(images, prompts)]).cpu()
+        return torch.stack([score(images, prompts, azimuths), judge.similarity(images, prompts)]).cpu()
 
     def compare(kind: str, assets: np.ndarray, looks: list[Tensor], marks: list[Tensor]) -> None:
-        for name, a, b in ((kind, 0, 1), (f"{kind}, worse", 0, 2), (f"{kind}, order", 1, 2)):
+        for pair, a, b in ((kind, 0, 1), (f"{kind}, worse", 0, 2), (f"{kind}, order", 1, 2)):
             if b < len(looks):
-                tally.add(name, assets, marks[a], marks[b], visible(looks[a], looks[b]))
+                tally.add(pair, assets, marks[a], marks[b], visible(looks[a], looks[b]))
 
     for _ in range(rounds):
         for start in range(0, len(source.keep), CHUNK):
             real = draw_real(source, source.keep[start : start + CHUNK], rng, 0.5)
             clean = both(real.images, real.captions, real.azimuths)
             scores.append(clean[0])
-            for kind, make in kinds_of.items():
+            for kind, make in makers.items():
                 forms = make(source, real, rng, generator)
                 marks = [clean, *(both(form, real.captions, real.azimuths) for form in forms)]
                 compare(kind, real.assets, [real.images, *forms], marks)
@@ -114,14 +118,28 @@ def interval_cell(value: list[float]) -> str:
     return f"{value[0]:.3f} [{value[1]:.3f}, {value[2]:.3f}]"
 
 
+def pair_table(name: str, row: dict) -> str:
+    """What the numbers of reward `name` mean, and the table of its pairs; `row`: `evaluate`'s "val" and "train"."""
+    val, train = row["val"], row["train"]
+    lines = []
+    for pair, found in val["pairs"].items():
+        cells = [interval_cell(found[k]) for k in (name, "judge", "gain")]
+        beside = interval_cell(train["pairs"][pair][name]) if pair in train["pairs"] else "-"
+        lines.append(f"| {pair} | {' | '.join(cells)} | {beside} | {found['pairs']} | {found['visible']:.2f} |")
+    return f"""\
+Share of pairs in which the better one scores higher, by mean and 95 % bootstrap interval over assets; 0.5 is blind.
+"KIND": real against the mildest form; "worse": real against the worst; "order": mildest against worst. "gain": minus
+the reward judge's, on the same pairs. Val: {val["assets"]} assets that were never trained on; train: {train["assets"]}.
+Pairs that differ by less than 0.02 (root mean square) are left out: "counted" is the share that is left.
+
+| pair | val | judge, val | gain, val | train | pairs, val | counted |
+|---|---|---|---|---|---|---|
+{chr(10).join(lines)}"""
+
+
 def model_card(row: dict, command: str, parameters: int) -> str:
     """Markdown of the card; `row` is what train_reward3d.py writes as evaluation.json."""
-    training, val, train = row["training"], row["val"], row["train"]
-    lines = []
-    for name, found in val["pairs"].items():
-        cells = [interval_cell(found[k]) for k in ("reward3d", "judge", "gain")]
-        beside = interval_cell(train["pairs"][name]["reward3d"]) if name in train["pairs"] else "-"
-        lines.append(f"| {name} | {' | '.join(cells)} | {beside} | {found['pairs']} | {found['visible']:.2f} |")
+    training, val = row["training"], row["val"]
     return f"""# Reward3D-mini
 
 Scores how well 2 or more views around an asset fit a prompt and each other; higher is better. It was trained to rank,
@@ -151,14 +169,7 @@ forms of each kind of damage.
 
 ## Numbers
 
-Share of pairs in which the better one scores higher, by mean and 95 % bootstrap interval over assets; 0.5 is blind.
-"KIND": real against the mildest form; "worse": real against the worst; "order": mildest against worst. "gain": minus
-the reward judge's, on the same pairs. Val: {val["assets"]} assets that were never trained on; train: {train["assets"]}.
-Pairs that differ by less than 0.02 (root mean square) are left out: "counted" is the share that is left.
-
-| pair | val | judge, val | gain, val | train | pairs, val | counted |
-|---|---|---|---|---|---|---|
-{chr(10).join(lines)}
+{pair_table("reward3d", row)}
 
 ## Limits
 

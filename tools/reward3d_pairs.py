@@ -1,4 +1,5 @@
-"""Groups of candidates in a known order for one prompt: what tools/train_reward3d.py learns from and measures.
+"""Groups of candidates in a known order for one prompt: what tools/train_reward3d.py and tools/train_view_heads.py
+learn from and measure.
 
 A group is one real set of views with a caption that names its colour, and for each kind of damage a milder and a worse
 form of the same views: real > mild > worse. Nothing is known between kinds, so nothing is said there, nor where two
@@ -161,6 +162,22 @@ MAKERS: dict[str, Maker] = {
     "holes": lambda s, r, n, g: (damage.holes(r.images, g, count=1), damage.holes(r.images, g, count=5)),
     "scaled_down": lambda s, r, n, g: (damage.scaled_down(r.images, 0.7), damage.scaled_down(r.images, 0.45)),
 }
+
+# What disagrees between views, or stands in another's place.
+CONSISTENCY: dict[str, Maker] = {
+    "exchanged_views": lambda s, r, n, g: (damage.exchanged_views(r.images, g),),
+    "shifted_view": lambda s, r, n, g: (
+        damage.shifted_view(r.images, 0.06, g),
+        damage.shifted_view(r.images, 0.16, g),
+    ),
+    "tinted_view": lambda s, r, n, g: (damage.tinted_view(r.images, 0.25, g), damage.tinted_view(r.images, 0.6, g)),
+}
+# The object is turned: every camera shows what another one, a quarter or half a turn away, should.
+TURNS: dict[str, Maker] = {
+    "turned": lambda s, r, n, g: (r.images.roll(int(n.choice((1, -1))) * (r.images.shape[1] // 4), 1),),
+    "opposite": lambda s, r, n, g: (r.images.roll(r.images.shape[1] // 2, 1),),
+}
+BETWEEN_VIEWS = ("janus", "seen_again", "mixed_views", *CONSISTENCY)
 
 
 def torn_from(cache: ViewBatches) -> Maker:

@@ -23,6 +23,7 @@ import json
 import math
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -31,7 +32,17 @@ import torch
 from accelerate import Accelerator
 from reward3d_candidates import make_candidates
 from reward3d_card import evaluate, model_card, standardise
-from reward3d_pairs import CANDIDATE_FORMS, MAKERS, Candidates, Maker, draw_real, known_order, torn_from, visible
+from reward3d_pairs import (
+    BETWEEN_VIEWS,
+    CANDIDATE_FORMS,
+    MAKERS,
+    Candidates,
+    Maker,
+    draw_real,
+    known_order,
+    torn_from,
+    visible,
+)
 from ship_model import averaged_weights, ship
 from torch import Tensor
 from torch.nn import functional as F
@@ -45,7 +56,6 @@ from rl3d.priors.embedded import load_embedded
 from rl3d.rewards.judges import load_judge
 from rl3d.rewards.reward3d import Reward3D, Reward3DConfig, Reward3DModel, load_reward3d, save_reward3d
 
-BETWEEN_VIEWS = ("janus", "seen_again", "mixed_views")
 # The same for all candidates of a group; blur and noise are damage here and stay weak, flips and views are done here.
 SPEC = replace(AUGMENT["reward"], flip=False, views=0.0, blur=0.15, pixelate=0.1, cutout=0.15, noise=0.03)
 
@@ -91,22 +101,22 @@ def new_model(judge_folder: Path | None, sizes: dict) -> tuple[Reward3DModel, di
     return model, judge.words
 
 
-def optimizer_for(model: Reward3DModel, lr: float, judge_factor: float) -> torch.optim.Optimizer:
-    """AdamW; matrices decay, the judge's weights move slower (`factor`)."""
+def optimizer_for(model: torch.nn.Module, lr: float, slow: str, slow_factor: float) -> torch.optim.Optimizer:
+    """AdamW; matrices decay, the weights whose names begin with `slow` move slower (`factor`)."""
     groups = []
     for own in (True, False):
         for matrices in (True, False):
             found = [
                 p
                 for n, p in model.named_parameters()
-                if p.requires_grad and n.startswith("judge.") != own and (p.ndim >= 2) == matrices
+                if p.requires_grad and n.startswith(slow) != own and (p.ndim >= 2) == matrices
             ]
-            factor, decay = (1.0 if own else judge_factor), (0.05 if matrices else 0.0)
+            factor, decay = (1.0 if own else slow_factor), (0.05 if matrices else 0.0)
             groups.append({"params": found, "factor": factor, "weight_decay": decay})
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98))
 
 
-def makers(args: argparse.Namespace, split: str) -> dict[str, Maker]:
+def makers_of(args: argparse.Namespace, split: str) -> dict[str, Maker]:
     """The kinds of damage, with what --torn adds."""
     if args.torn is None:
         return MAKERS
@@ -115,10 +125,10 @@ def makers(args: argparse.Namespace, split: str) -> dict[str, Maker]:
 
 def draw_group(
     source: ViewBatches,
-    kinds_of: dict[str, Maker],
     candidates: Candidates | None,
     args: argparse.Namespace,
     rng: np.random.Generator,
+    makers: Mapping[str, Maker],
 ) -> tuple[Tensor, Tensor, list[str], dict[str, int]]:
     """Images [B, K, V, 4, H, W] of B prompts with K candidates, azimuths [B, V], captions, and forms by kind."""
     if candidates and rng.random() < args.prior_share:
@@ -127,10 +137,10 @@ def draw_group(
     generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
     real = draw_real(source, rng.choice(source.keep, args.batch, p=source.weight), rng, args.recolour)
     # What shows only between views is the slowest to be learnt: one such kind is always there.
-    first = str(rng.choice([kind for kind in kinds_of if kind in BETWEEN_VIEWS] or list(kinds_of)))
-    rest = [kind for kind in kinds_of if kind not in (first, *BETWEEN_VIEWS)]
+    first = str(rng.choice([kind for kind in makers if kind in BETWEEN_VIEWS] or list(makers)))
+    rest = [kind for kind in makers if kind not in (first, *BETWEEN_VIEWS)]
     kinds = [first, *rng.choice(rest, min(args.kinds - 1, len(rest)), replace=False)]
-    forms = {str(kind): kinds_of[kind](source, real, rng, generator) for kind in kinds}
+    forms = {str(kind): makers[kind](source, real, rng, generator) for kind in kinds}
     images = torch.stack([real.images, *(form for made in forms.values() for form in made)], 1)
     return images, real.azimuths, real.captions, {kind: len(made) for kind, made in forms.items()}
 
@@ -170,13 +180,13 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
     source = ViewBatches(args.cache, records, "train", args.recolour)
     found = args.out / "candidates.safetensors"
     candidates = Candidates(found, "train") if found.is_file() else None
-    kinds_of = makers(args, "train")
+    kinds = makers_of(args, "train")
     torch.manual_seed(args.seed)
     resume = (args.out / "state.json").is_file()
     sizes = json.loads((args.out / "state.json").read_text())["sizes"] if resume else args.model
     model, words = new_model(args.judge, sizes)
     model.to(device)
-    optimizer, ema = optimizer_for(model, args.lr, args.judge_factor), Ema(model, args.ema)
+    optimizer, ema = optimizer_for(model, args.lr, "judge.", args.judge_factor), Ema(model, args.ema)
     state = {"step": 0, "prompts": 0, "seconds": 0.0}
     if resume:
         state |= {k: v for k, v in restore(args.out, model, ema, [optimizer]).items() if k in state}
@@ -194,7 +204,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
         set_rate([optimizer], args, step, minutes)
         # The step decides the batch, so that a resumed run draws what an uninterrupted one would have.
         rng = np.random.default_rng([args.seed, step, accelerator.process_index])
-        images, angles, captions, forms = draw_group(source, kinds_of, candidates, args, rng)
+        images, angles, captions, forms = draw_group(source, candidates, args, rng, kinds)
         pairs = known_order(list(forms.values()))
         counts = torch.stack([visible(images[:, a], images[:, b]) for a, b in pairs])
         images, angles = seen_alike(images, angles, rng)
@@ -251,7 +261,7 @@ def finish(args: argparse.Namespace, device: torch.device) -> None:
     sources = {split: ViewBatches(args.cache, records, split, 0.0) for split in ("train", "val")}
     for source in sources.values():
         thin(source, args.eval_assets)
-    mean, std = standardise(rough, sources["train"])
+    mean, std = standardise(rough.raw, sources["train"])
     save_reward3d(replace(rough, mean=mean, std=std), args.out / "reward3d")
     reward = load_reward3d(device, args.out / "reward3d")
     judge = load_judge("reward", device, args.judge)
@@ -260,8 +270,8 @@ def finish(args: argparse.Namespace, device: torch.device) -> None:
     for split, source in sources.items():
         if split == "train" and not args.eval_assets:
             thin(source, 200)
-        candidates = Candidates(found, split) if found.is_file() else None
-        row[split] = evaluate(reward, judge, source, makers(args, split), candidates)
+        drawn = Candidates(found, split) if found.is_file() else None
+        row[split] = evaluate(reward.name, reward.score, judge, source, drawn, makers_of(args, split))
     print(json.dumps(row), flush=True)
     write_json(args.out / "evaluation.json", row)
     if args.assets:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,17 +21,18 @@ from accelerate.utils import broadcast
 from rl3d.config import to_dict
 from rl3d.errors import InputError
 from rl3d.multiview.algorithms import rule_for
+from rl3d.multiview.geometry import cut
 from rl3d.multiview.looks import Looks
+from rl3d.multiview.memory import TOO_LITTLE, ran_out, solved
 from rl3d.multiview.options import FinetuneOptions
 from rl3d.multiview.path_rules import path_kl
 from rl3d.multiview.policy import Drawn, Memory, Policy, Rule
-from rl3d.multiview.report_page import write_page
+from rl3d.multiview.report_page import report_of, write_page
 from rl3d.multiview.rounds import (
     Batch,
     Verdict,
     draw,
     drawn_of,
-    geometry,
     held,
     judged,
     pairs_of,
@@ -74,6 +75,14 @@ class Training:
     constraint: ConstraintState = field(default_factory=ConstraintState)
     stopped: str | None = None
     best: tuple[int, float] | None = None
+
+
+@dataclass(frozen=True)
+class Judging:
+    """Seconds that a round's rewards took, and those of them in which nothing was drawn."""
+
+    seconds: float = 0.0
+    waited: float = 0.0
 
 
 def finetune(
@@ -132,8 +141,13 @@ def finetune(
         if looks is not None and training.round_ == 0:
             reward_then, guarded = look(training, looks, run, base, config, accelerator)
             training.stop = StopState(best_guard=guarded, reward_then=reward_then)
-        if accelerator.is_main_process:
-            progress.note(geometry(options, accelerator.num_processes, rows_at_once(training)))
+        if file.exists():  # another micro-batch rounds differently
+            parts = (options.prompts_per_round, options.group, accelerator.num_processes)
+            found = cut(*parts, training.micro_batch, together=rule.together)
+        else:
+            found = solved(policy, rule, training.memory, embeddings[0], options, accelerator)
+            training.micro_batch = found.micro_batch
+        progress.note(f"{found.text()}; {options.updates} optimizer steps")
         with progress.stage("finetune", options.rounds, done=training.round_) as stage:
             while training.round_ < options.rounds and training.stopped is None:
                 numbers = one_round(training, rewards, embeddings, options, accelerator, progress)
@@ -151,7 +165,7 @@ def finetune(
             if looks is None:
                 _write(training, out / ADAPTER, base, config)
             rows = read_metrics(out / "metrics.jsonl")
-            report = report_of(training, config, rows)
+            report = report_of(config, rows, training.stopped, training.best)
             write_page(out, report, rows)
             run.finish(report)
     accelerator.wait_for_everyone()
@@ -202,7 +216,7 @@ def one_round(
     chosen = [prompts[i] for i in turn(len(prompts), options, training.round_)]
     mine = range(accelerator.process_index, len(chosen), accelerator.num_processes)
     began = time.perf_counter()
-    batches, verdict = with_less_memory(
+    batches, verdict, judging = with_less_memory(
         training, progress, lambda: sampled(training, rewards, chosen, mine, options, accelerator)
     )
     drew = time.perf_counter()
@@ -242,7 +256,9 @@ def one_round(
         **({"multiplier": training.constraint.multiplier} if len(rewards) > 1 else {}),
         **numbers,
         **outcome,
-        "seconds_rollout": drew - began,
+        "seconds_rollout": drew - began - judging.waited,
+        "seconds_reward": judging.waited,
+        "seconds_reward_hidden": max(0.0, judging.seconds - judging.waited),
         "seconds_update": ended - drew,
         "samples_per_second": len(verdict.rewards) / (ended - began),
     }
@@ -255,16 +271,17 @@ def sampled(
     mine: Sequence[int],
     options: FinetuneOptions,
     accelerator: Accelerator,
-) -> tuple[list[Batch], Verdict]:
-    """This process's micro-batches of a round, and the verdict on the samples of all processes."""
+) -> tuple[list[Batch], Verdict, Judging]:
+    """This process's micro-batches of a round, the verdict on the samples of all processes, and its rewards' time."""
     policy, prior = training.policy, training.policy.prior
     table = torch.zeros(len(rewards) + 1, len(chosen) * options.group, dtype=torch.float64)
-    batches = []
+    batches, judging = [], Judging()
     with training.rule.sampling(policy, training.memory):
         drawn = draw(prior, chosen, mine, options, training.round_, rows_at_once(training))
-        for batch, scores in scored(prior, rewards, drawn):
-            rows = torch.tensor(batch.rows)
-            table[:-1, rows] = scores
+        for found in scored(prior, rewards, drawn):
+            batch, rows = found.batch, torch.tensor(found.batch.rows)
+            judging = Judging(judging.seconds + found.seconds, judging.waited + found.waited)
+            table[:-1, rows] = found.scores
             if options.algorithm == "carve3d":
                 table[-1, rows] = path_kl(policy, batch.path).double().cpu()
             batches.append(batch)
@@ -276,7 +293,7 @@ def sampled(
         other = judged(table[1], options, rewards[1].name)
         training.constraint = updated(ConstraintOptions(), training.constraint, float(table[1].nanmean()))
         verdict = held(verdict, other, training.constraint.multiplier)
-    return batches, weighted(verdict, options) if options.algorithm == "rwr" else verdict
+    return batches, weighted(verdict, options) if options.algorithm == "rwr" else verdict, judging
 
 
 def rows_at_once(training: Training) -> int:
@@ -299,11 +316,11 @@ def with_less_memory(training: Training, progress: Progress, work: Callable[[], 
     while True:
         try:
             return work()
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not isinstance(error, torch.OutOfMemoryError) and "not enough memory" not in str(error):
+        except RuntimeError as error:
+            if not ran_out(error):
                 raise
             if training.micro_batch == 1:
-                raise InputError("memory runs out with one view group at a time; take a smaller prior") from error
+                raise InputError(TOO_LITTLE) from error
             training.micro_batch //= 2
             progress.note(f"memory ran out; going on with {training.micro_batch} view groups at a time")
 
@@ -391,18 +408,3 @@ def restore(training: Training, file: Path) -> None:
         training.micro_batch, training.stopped = int(facts["micro_batch"]), facts["stopped"]
         training.stop, training.constraint = StopState(**facts["stop"]), ConstraintState(**facts["constraint"])
         training.best = None if facts["best"] is None else (int(facts["best"][0]), float(facts["best"][1]))
-
-
-def report_of(training: Training, config: dict[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """What report.json says."""
-    rounds = [row for row in rows if row["stage"] == "round"]
-    spent = {k: sum(row[k] for row in rounds) for k in ("seconds_rollout", "seconds_update")}
-    return {
-        "config": config,
-        "rounds": training.round_,
-        "stopped": training.stopped,
-        "best": None if training.best is None else {"round": training.best[0], "guard": training.best[1]},
-        "looks": [row for row in rows if row["stage"] == "look"],
-        "samples": len(rounds) * config["prompts_per_round"] * config["group"],
-        **spent,
-    }

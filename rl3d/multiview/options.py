@@ -131,7 +131,7 @@ class FinetuneOptions:
     rounds: int = 60
     prompts_per_round: int = 6  # of a round, over all processes
     group: int = 8  # samples a prompt
-    micro_batch: int = 4  # view groups at once, in sampling and in training; halved where memory runs out
+    micro_batch: int = 4  # view groups at once, at most, in sampling and in training; fewer where memory is short
     updates: int = 1  # optimizer steps a round, each on all of its samples
     elevation: tuple[float, float] = (20.0, 20.0)  # degrees, range of the cameras' ring
     spread_floor: float = 1e-4  # of the reward: a group whose spread is smaller has no signal

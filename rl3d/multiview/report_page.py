@@ -14,7 +14,31 @@ from rl3d.multiview.looks import FOLDER
 
 PAGE = "report.html"
 LEGEND = "Over rounds. Dashed: the budget; green bar: the kept state."
-SPENT = ("samples", "seconds_rollout", "seconds_update")
+SHARES = ("rollout", "reward", "update")  # of a round's time; the reward's is what no drawing hid
+SECONDS = (*(f"seconds_{part}" for part in SHARES), "seconds_reward_hidden")
+
+
+def report_of(
+    config: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], stopped: str | None, best: tuple[int, float] | None
+) -> dict[str, Any]:
+    """What report.json says.
+
+    Args:
+        rows: of metrics.jsonl. stopped: why the run ended early. best: (round, guard's score) of the best look.
+    """
+    rounds = [row for row in rows if row["stage"] == "round"]
+    seconds = {k: sum(row.get(k, 0.0) for row in rounds) for k in SECONDS}
+    whole = sum(seconds[f"seconds_{k}"] for k in SHARES)
+    return {
+        "config": config,
+        "rounds": len(rounds),
+        "stopped": stopped,
+        "best": None if best is None else {"round": best[0], "guard": best[1]},
+        "looks": [row for row in rows if row["stage"] == "look"],
+        "samples": len(rounds) * config["prompts_per_round"] * config["group"],
+        **seconds,
+        "shares": {k: seconds[f"seconds_{k}"] / whole if whole else 0.0 for k in SHARES},
+    }
 
 
 def charts(rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list[Chart]:
@@ -36,6 +60,12 @@ def charts(rows: Sequence[Mapping[str, Any]], report: Mapping[str, Any]) -> list
         Chart("samples a second", {"samples": curve("round", "samples_per_second")}),
     ]
     return [chart for chart in drawn if any(chart.curves.values())]
+
+
+def shares(report: Mapping[str, Any]) -> str:
+    """Where the rounds' time went, in words."""
+    found = ", ".join(f"{name} {share:.0%}" for name, share in report["shares"].items())
+    return f"Of the rounds' time: {found}. A reward's share is what no drawing hid."
 
 
 def write_page(folder: Path, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> None:
@@ -67,7 +97,8 @@ def write_page(folder: Path, report: Mapping[str, Any], rows: Sequence[Mapping[s
         *map(svg, charts(rows, report)),
         *(["<h2>The same prompts, cameras and noise</h2>", *pictures] if pictures else []),
         "<h2>Spent</h2>",
-        table(("", ""), [(name.replace("_", " "), text(report[name])) for name in SPENT]),
+        table(("", ""), [(name.replace("_", " "), text(report[name])) for name in ("samples", *SECONDS)]),
+        f"<p class='quiet'>{escape(shares(report))}</p>",
         "<h2>Configuration</h2>",
         f"<pre>{escape(json.dumps(config, indent=2, ensure_ascii=False))}</pre>",
     ]

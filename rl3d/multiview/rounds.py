@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -34,6 +35,16 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Scored:
+    """A micro-batch with its scores [R, B], the seconds that the rewards took, and those that nobody else worked in."""
+
+    batch: Batch
+    scores: Tensor
+    seconds: float
+    waited: float
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the rewards of a round say.
 
@@ -47,21 +58,6 @@ class Verdict:
     advantages: Tensor
     silent: float
     dropped: int
-
-
-def geometry(options: FinetuneOptions, processes: int, at_once: int) -> str:
-    """How a round is cut, in words: never an error, since any numbers of prompts, samples and processes go together."""
-    p, k = options.prompts_per_round, options.group
-    most = -(-p // processes) * k  # rows of the process with the most groups
-    micros = -(-most // at_once)
-    busy = min(p, processes)
-    idle = (
-        f", {processes - busy} of {processes} processes idle (set prompts_per_round higher)" if busy < processes else ""
-    )
-    return (
-        f"{p * k} samples a round, {p} prompts x {k}: {micros} micro-batches of up to {at_once} view groups "
-        f"on each of {busy} processes{idle}; {options.updates} optimizer steps"
-    )
 
 
 def turn(count: int, options: FinetuneOptions, round_: int) -> list[int]:
@@ -136,17 +132,27 @@ def paired_starts(
     return torch.where(odd[:, None, None, None, None], other.to(noise), noise)
 
 
-def scored(prior: Prior, rewards: Sequence[Reward], batches: Iterator[Batch]) -> Iterator[tuple[Batch, Tensor]]:
-    """Each micro-batch with its scores [R, B]; one is scored while the next is drawn."""
+def scored(prior: Prior, rewards: Sequence[Reward], batches: Iterator[Batch]) -> Iterator[Scored]:
+    """Each micro-batch with its scores; one is scored while the next is drawn."""
+
+    def timed(path: Path) -> tuple[Tensor, float]:
+        began = time.perf_counter()
+        return scores_of(prior, rewards, path), time.perf_counter() - began
+
+    def finished(batch: Batch, future: Future[tuple[Tensor, float]]) -> Scored:
+        began = time.perf_counter()
+        scores, seconds = future.result()
+        return Scored(batch, scores, seconds, time.perf_counter() - began)
+
     with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting: tuple[Batch, Future[Tensor]] | None = None
+        waiting: tuple[Batch, Future[tuple[Tensor, float]]] | None = None
         for batch in batches:
-            following = (batch, pool.submit(scores_of, prior, rewards, batch.path))
+            following = (batch, pool.submit(timed, batch.path))
             if waiting is not None:
-                yield waiting[0], waiting[1].result()
+                yield finished(*waiting)
             waiting = following
         if waiting is not None:
-            yield waiting[0], waiting[1].result()
+            yield finished(*waiting)
 
 
 @torch.no_grad()

@@ -13,27 +13,39 @@ if TYPE_CHECKING:
     from rl3d.reconstruct.feedforward import FeedForward as FeedForward
     from rl3d.reconstruct.feedforward import load_reconstructor as load_reconstructor
     from rl3d.reconstruct.hull_fit import HullFit as HullFit
+    from rl3d.reconstruct.instantmesh import InstantMesh as InstantMesh
+    from rl3d.reconstruct.instantmesh import load_instantmesh as load_instantmesh
+    from rl3d.reconstruct.lgm import LGM as LGM
+    from rl3d.reconstruct.lgm import load_lgm as load_lgm
     from rl3d.reconstruct.lift import NoSharedVolume as NoSharedVolume
     from rl3d.reconstruct.protocol import Reconstructor as Reconstructor
     from rl3d.reconstruct.views import leave_one_out as leave_one_out
     from rl3d.reconstruct.views import look as look
 
 __all__ = [
+    "LGM",
     "FeedForward",
     "HullFit",
+    "InstantMesh",
     "NoSharedVolume",
     "Reconstructor",
     "leave_one_out",
+    "load_instantmesh",
+    "load_lgm",
     "load_reconstructor",
     "look",
 ]
 
 _HOME = {
+    "LGM": "lgm",
     "FeedForward": "feedforward",
     "HullFit": "hull_fit",
+    "InstantMesh": "instantmesh",
     "NoSharedVolume": "lift",
     "Reconstructor": "protocol",
     "leave_one_out": "views",
+    "load_instantmesh": "instantmesh",
+    "load_lgm": "lgm",
     "load_reconstructor": "feedforward",
     "look": "views",
 }

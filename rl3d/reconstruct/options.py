@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from rl3d.errors import ConfigError
 from rl3d.ranges import need, need_not_negative
 
+STARTS = ("hull", "feedforward")
 RATES = ("lr_means", "lr_scales", "lr_colours", "lr_opacities")
 
 
 @dataclass(frozen=True)
 class LiftOptions:
-    """Fitting Gaussians to the sampled views, from their visual hull."""
+    """Fitting Gaussians to the sampled views, from their visual hull or from what a network makes of them."""
 
+    # What a draft's fit starts from: hull, or feedforward[:FOLDER] of tools/train_reconstructor.py. Not in the repr, by
+    # which a calibration names the fit that is inside of a reward: that one always starts from the hull.
+    reconstructor: str = field(default="hull", repr=False)
     steps: int = 150  # optimisation steps; each renders all sampled views
     gaussians: int = 3000  # splats placed on the hull; fewer where it is small
     grid: int = 64  # voxels a side of the visual hull
@@ -26,6 +31,10 @@ class LiftOptions:
     lr_opacities: float = 5e-2
 
     def __post_init__(self) -> None:
+        if self.reconstructor.partition(":")[0] not in STARTS or self.reconstructor.startswith("hull:"):
+            raise ConfigError(
+                f"lift.reconstructor must be hull, feedforward or feedforward:FOLDER, got {self.reconstructor!r}"
+            )
         need(self.steps >= 0, f"lift.steps must not be negative, got {self.steps}")
         need(16 <= self.grid <= 256, f"lift.grid must lie in [16, 256], got {self.grid}")
         need(1 <= self.gaussians <= 1_000_000, f"lift.gaussians must lie in [1, 1000000], got {self.gaussians}")

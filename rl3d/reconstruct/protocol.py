@@ -10,6 +10,7 @@ from torch import Tensor
 from rl3d.cameras import Cameras
 from rl3d.scenes.field import Field
 from rl3d.scenes.gaussians import Gaussians
+from rl3d.scenes.mesh import Mesh
 
 
 class Reconstructor(Protocol):
@@ -32,7 +33,7 @@ class Reconstructor(Protocol):
     @property
     def differentiable(self) -> bool: ...
 
-    def __call__(self, images: Tensor, cameras: Cameras) -> Sequence[Gaussians | Field]:
+    def __call__(self, images: Tensor, cameras: Cameras) -> Sequence[Gaussians | Field | Mesh]:
         """One scene for each of B assets.
 
         Args:

@@ -14,6 +14,7 @@ from rl3d.reconstruct.protocol import Reconstructor
 from rl3d.render import render
 from rl3d.scenes.field import Field
 from rl3d.scenes.gaussians import Gaussians
+from rl3d.scenes.mesh import Mesh
 
 
 def check_views(images: Tensor, cameras: Cameras, name: str, least: int = 2) -> Cameras:
@@ -65,7 +66,7 @@ def leave_one_out(images: Tensor, cameras: Cameras, reconstructor: Reconstructor
     return shown.unflatten(0, (b, v))[:, :, 0]
 
 
-def look(scenes: Sequence[Gaussians | Field | None], cameras: Cameras) -> Tensor:
+def look(scenes: Sequence[Gaussians | Field | Mesh | None], cameras: Cameras) -> Tensor:
     """B scenes from K cameras each: [B, K, 4, H, W] premultiplied sRGB + alpha in [0, 1].
 
     At the cameras that scenes were made from, this is what is left of the views. Differentiable to the scenes.
@@ -90,7 +91,7 @@ def look(scenes: Sequence[Gaussians | Field | None], cameras: Cameras) -> Tensor
     return torch.stack(shown)
 
 
-def _scenes(images: Tensor, cameras: Cameras, reconstructor: Reconstructor) -> list[Gaussians | Field | None]:
+def _scenes(images: Tensor, cameras: Cameras, reconstructor: Reconstructor) -> list[Gaussians | Field | Mesh | None]:
     """One scene for each asset, None where its views share no volume; all at once unless there is such a one."""
     try:
         return [*reconstructor(images, cameras)]

@@ -13,6 +13,7 @@ from rl3d.rewards.embedded import load as load
 from rl3d.rewards.epipolar import Epipolar as Epipolar
 from rl3d.rewards.gates import GateOptions as GateOptions
 from rl3d.rewards.geometry import GeometricReward as GeometricReward
+from rl3d.rewards.hfdream import HFDream as HFDream
 from rl3d.rewards.hub import load_hub_reward as load_hub_reward
 from rl3d.rewards.hull import hull_agreement as hull_agreement
 from rl3d.rewards.janus import janus_rate as janus_rate
@@ -22,6 +23,7 @@ from rl3d.rewards.judges import load_judge as load_judge
 from rl3d.rewards.mrc import CARVE3D as CARVE3D
 from rl3d.rewards.mrc import MRC as MRC
 from rl3d.rewards.mrc import MRCOptions as MRCOptions
+from rl3d.rewards.mvreward import MVReward as MVReward
 from rl3d.rewards.perceptual import LPIPS as LPIPS
 from rl3d.rewards.perceptual import JudgeFeatures as JudgeFeatures
 from rl3d.rewards.perceptual import judge_features as judge_features

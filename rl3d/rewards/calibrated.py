@@ -15,7 +15,9 @@ from torch.nn import Module
 
 from rl3d.errors import AssetError, InputError
 from rl3d.rewards.embedded import FORMULAS, JudgeReward
+from rl3d.rewards.hfdream import HFDream
 from rl3d.rewards.mrc import MRC
+from rl3d.rewards.mvreward import MVReward
 from rl3d.rewards.perceptual import JudgeFeatures
 from rl3d.rewards.protocol import Reward
 from rl3d.rewards.reward3d import Reward3D
@@ -32,7 +34,7 @@ def weights_digest(reward: Reward) -> str:
     digest = hashlib.sha256()
     if isinstance(reward, JudgeReward):
         model: Module = reward.judge.model
-    elif isinstance(reward, Reward3D | RewardCS):
+    elif isinstance(reward, Reward3D | RewardCS | HFDream | MVReward):
         model = reward.model
     elif isinstance(reward, MRC) and isinstance(reward.distance, JudgeFeatures):
         model = reward.distance.judge.model

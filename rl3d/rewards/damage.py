@@ -105,6 +105,37 @@ def janus(images: Tensor, front: Tensor | int = 0) -> Tensor:
     return chosen[:, None].expand_as(images).clone()
 
 
+def exchanged_views(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Two random views of each object in each other's place."""
+    order = torch.arange(images.shape[1]).repeat(len(images), 1)
+    rows = torch.arange(len(images))
+    pairs = torch.stack([torch.randperm(images.shape[1], generator=generator)[:2] for _ in rows])
+    order[rows, pairs[:, 0]], order[rows, pairs[:, 1]] = pairs[:, 1], pairs[:, 0]
+    return images[rows[:, None].to(images.device), order.to(images.device)]
+
+
+def _one_view(images: Tensor, changed: Tensor, generator: torch.Generator) -> Tensor:
+    """One random view of each object taken from `changed`, which has the form of `images`."""
+    which = torch.randint(images.shape[1], (len(images),), generator=generator)
+    chosen = F.one_hot(which, images.shape[1]).bool().to(images.device)
+    return torch.where(chosen[:, :, None, None, None], changed, images)
+
+
+def shifted_view(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """One random view of each object moved sideways by `amount` of the picture's width; what leaves it is lost."""
+    by = round(amount * images.shape[-1])
+    left, right = F.pad(images, (0, by))[..., by:], F.pad(images, (by, 0))[..., : images.shape[-1]]
+    sign = torch.rand(len(images), generator=generator) < 0.5
+    return _one_view(images, torch.where(sign.to(images.device)[:, None, None, None, None], left, right), generator)
+
+
+def tinted_view(images: Tensor, amount: float, generator: torch.Generator) -> Tensor:
+    """One random view of each object with the gains of its colour channels changed by up to `amount` each."""
+    gain = 1 + _uniform((len(images), 1, 3, 1, 1), -amount, amount, generator, images)
+    tinted = torch.minimum(images[:, :, :3] * gain, images[:, :, 3:])
+    return _one_view(images, torch.cat([tinted, images[:, :, 3:]], 2), generator)
+
+
 def _discs(like: Tensor, centres: Tensor, radii: Tensor) -> Tensor:
     """[B, V, K, H, W] soft discs at centres [B, V, K, 2] (x, y) with radii [B, V, K], all in pixels."""
     height, width = like.shape[-2:]

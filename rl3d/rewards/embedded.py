@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,11 @@ from torch import Tensor
 from rl3d.errors import InputError, nearest
 from rl3d.rewards import geometry
 from rl3d.rewards.epipolar import Epipolar
+from rl3d.rewards.hfdream import load_hfdream
 from rl3d.rewards.hull import HULL
 from rl3d.rewards.judges import Judge, load_judge
 from rl3d.rewards.mrc import MRC
+from rl3d.rewards.mvreward import load_mvreward
 from rl3d.rewards.perceptual import judge_features
 from rl3d.rewards.protocol import Reward, RewardInput, check_scores
 from rl3d.rewards.reward3d import load_reward3d
@@ -21,6 +24,14 @@ from rl3d.rewards.reward_cs import load_rewardcs
 
 # By name: rewards without weights.
 FORMULAS: dict[str, Reward] = {**geometry.REWARDS, HULL.name: HULL, "epipolar": Epipolar()}
+# By name: networks that this project trains, from a folder of theirs or the embedded one.
+TRAINED: dict[str, Callable[..., Reward]] = {
+    "reward3d": load_reward3d,
+    "rewardcs-mini": load_rewardcs,
+    "hfdream": load_hfdream,
+    "mvreward": load_mvreward,
+}
+HEADS = ("hfdream", "mvreward")  # "NAME:FOLDER" is one from that folder
 MRC_PIXELS = 48  # rows of the views that the embedded MRC's hull fit sees
 
 
@@ -50,8 +61,10 @@ class JudgeReward:
 
 def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | Path | None = None) -> Reward:
     """A reward by name: "judge" (or "reward") is the embedded reward judge, "reward3d" the embedded one trained to
-    rank, "rewardcs-mini" the one that looks at meshes, "FAMILY:PATH_OR_ID" one with published weights, and the names of
-    `FORMULAS` are formulas. "mrc" is Carve3D's consistency by leaving a view out, with the visual hull as reconstructor
+    rank, "hfdream" says whether views show the sides that they should and "mvreward" whether they are views of one good
+    object ("hfdream:FOLDER" and "mvreward:FOLDER" are ones that tools/train_view_heads.py made), "rewardcs-mini" is the
+    one that looks at meshes, "FAMILY:PATH_OR_ID" one with published weights, and the names of `FORMULAS` are formulas.
+    "mrc" is Carve3D's consistency by leaving a view out, with the visual hull as reconstructor
     and the reward judge's features as distance; build `rl3d.rewards.MRC` for others.
 
     Raises:
@@ -62,10 +75,13 @@ def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | 
 
     if name in ("gold", "judge_gold"):
         refuse_gold()
-    if name == "reward3d":
-        return load_reward3d(device, folder)
-    if name == "rewardcs-mini":
-        return load_rewardcs(device, folder)
+    head, _, place = name.partition(":")
+    if head in HEADS and head != name:
+        if not place:
+            raise InputError(f"reward {name!r} names no folder; give {head}:FOLDER, or {head} for the embedded one")
+        name, folder = head, place
+    if name in TRAINED:
+        return TRAINED[name](device, folder)
     if name in FORMULAS:
         return FORMULAS[name]
     if name == "mrc":
@@ -75,7 +91,7 @@ def load(name: str = "judge", device: torch.device | str = "cpu", folder: str | 
     if ":" in name or name in FAMILIES:
         return load_hub_reward(name, device)
     if name not in ("judge", "reward", "judge_reward"):
-        close = nearest(name, ["judge", "reward", "reward3d", "rewardcs-mini", "mrc", *FORMULAS], 1)
+        close = nearest(name, ["judge", "reward", *TRAINED, "mrc", *FORMULAS], 1)
         raise InputError(f"no embedded reward is called {name!r}; did you mean {close[0] if close else 'judge'!r}?")
     return JudgeReward(load_judge("reward", device, folder))
 

@@ -13,7 +13,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,11 @@ class JudgeConfig:
     max_words: int = MAX_WORDS
 
     @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> JudgeConfig:
+        """From the plain values of a config file."""
+        return cls(**{**values, "channels": tuple(values["channels"])})
+
+    @classmethod
     def reward(cls, vocabulary: int) -> JudgeConfig:
         return cls("reward", vocabulary, 64, (32, 64, 96, 128), 128)
 
@@ -100,11 +105,8 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-class RewardJudge(nn.Module):
-    """CNN per view on premultiplied RGBA, views pooled by mean, maximum and spread; text is a bag of words.
-
-    The spread (standard deviation over views) is what tells four copies of one view from four views.
-    """
+class PatchEncoder(nn.Module):
+    """The reward judge's CNN: each view of premultiplied RGBA by itself to features of patches."""
 
     def __init__(self, config: JudgeConfig) -> None:
         super().__init__()
@@ -117,7 +119,25 @@ class RewardJudge(nn.Module):
                 layers.append(_Residual(channels))
             before = channels
         self.features = nn.Sequential(*layers, nn.GroupNorm(8, before), nn.SiLU())
-        self.view = nn.Linear(2 * before, config.width)
+
+    def patches(self, images: Tensor) -> Tensor:
+        """[B, V, C, S / 16, S / 16] features of 16x16-pixel patches, each view by itself.
+
+        images: [B, V, 4, H, W] premultiplied sRGB in [0, 1], any H, W; differentiable.
+        """
+        x = _resized(images.flatten(0, 1), self.config.image_size)
+        return self.features(2 * x - 1).unflatten(0, images.shape[:2])
+
+
+class RewardJudge(PatchEncoder):
+    """The views' patches pooled over patches, then over views by mean, maximum and spread; text is a bag of words.
+
+    The spread (standard deviation over views) is what tells four copies of one view from four views.
+    """
+
+    def __init__(self, config: JudgeConfig) -> None:
+        super().__init__(config)
+        self.view = nn.Linear(2 * config.channels[-1], config.width)
         self.pool = nn.Sequential(nn.LayerNorm(3 * config.width), nn.Linear(3 * config.width, 160), nn.SiLU())
         self.image_out, self.colour_out = nn.Linear(160, config.embedding), nn.Linear(160, len(COLOURS))
         self.words = nn.Embedding(config.vocabulary, config.embedding, padding_idx=0)
@@ -132,11 +152,6 @@ class RewardJudge(nn.Module):
     def encode_images(self, images: Tensor) -> ImageCode:
         """[B, V, 4, H, W] premultiplied sRGB in [0, 1], any H, W; differentiable."""
         return self.encode_patches(self.patches(images))
-
-    def patches(self, images: Tensor) -> Tensor:
-        """[B, V, C, S / 16, S / 16] features of 16x16-pixel patches, each view by itself; images as above."""
-        x = _resized(images.flatten(0, 1), self.config.image_size)
-        return self.features(2 * x - 1).unflatten(0, images.shape[:2])
 
     def encode_patches(self, x: Tensor) -> ImageCode:
         """What `encode_images` gives, of the views' `patches`."""
@@ -339,7 +354,7 @@ def load_judge(which: Which, device: torch.device | str = "cpu", folder: str | P
         raw, words, tensors = read_model(folder)
         distractors = tuple(raw.pop("distractors"))
         raw.pop("sided", None)  # what `janus.json` replaced; older files still have it
-        config = JudgeConfig(**{**raw, "channels": tuple(raw["channels"])})
+        config = JudgeConfig.from_json(raw)
         if config.kind != which or config.vocabulary != len(words):
             raise ValueError(f"it holds a {config.kind} judge of {config.vocabulary} words, found {len(words)} words")
         model = build_model(config)

@@ -59,19 +59,48 @@ class ViewBlock(nn.Module):
         return self.block(x, nn.functional.pad(bias, (1, 0, 1, 0)).to(x.dtype))
 
 
-class Reward3DModel(nn.Module):
-    """The network: [B, V, 4, H, W] views and [B, L] words to `raw` [B]; not standardised."""
+class ViewTokens(nn.Module):
+    """Patches of V views and a token before them, through blocks of attention over all of them at once."""
 
-    def __init__(self, config: Reward3DConfig) -> None:
+    def __init__(self, judge: JudgeConfig, width: int, heads: int, blocks: int) -> None:
         super().__init__()
-        self.config, width, judge = config, config.width, config.judge
-        self.judge = RewardJudge(judge)
         self.patch = nn.Linear(judge.channels[-1], width)
         side = judge.image_size // 2 ** len(judge.channels)
         self.positions = nn.Parameter(0.02 * torch.randn(side**2, width))
-        self.text = nn.Linear(judge.embedding, width)
-        self.blocks = nn.ModuleList(ViewBlock(width, config.heads) for _ in range(config.blocks))
+        self.blocks = nn.ModuleList(ViewBlock(width, heads) for _ in range(blocks))
         self.norm = nn.LayerNorm(width)
+
+    def attended(self, first: Tensor, patches: Tensor, azimuths: Tensor) -> tuple[Tensor, Tensor]:
+        """The first token [B, C] and the patches [B, V, P, C] afterwards, float32.
+
+        Args:
+            first: [B, C]. patches: [B, V, ., s, s] of `PatchEncoder.patches`. azimuths: [B, V] radians; only
+            differences between views count.
+        """
+        x = self.patch(patches.flatten(3).transpose(2, 3)) + self.positions  # [B, V, P, C]
+        shape = x.shape
+        x = torch.cat([first[:, None].to(x), x.flatten(1, 2)], 1)
+        angles = view_angles(azimuths)
+        for block in self.blocks:
+            x = block(x, angles)
+        x = self.norm(x).float()
+        return x[:, 0], x[:, 1:].view(shape)
+
+
+def spread_over_views(views: Tensor) -> Tensor:
+    """[B, C]: the standard deviation over views of tokens [B, V, P, C], mean over patches."""
+    return views.var(1, unbiased=False).mean(1).add(1e-6).sqrt()
+
+
+class Reward3DModel(ViewTokens):
+    """The network: [B, V, 4, H, W] views and [B, L] words to `raw` [B]; not standardised."""
+
+    def __init__(self, config: Reward3DConfig) -> None:
+        judge, width = config.judge, config.width
+        super().__init__(judge, width, config.heads, config.blocks)
+        self.config = config
+        self.judge = RewardJudge(judge)
+        self.text = nn.Linear(judge.embedding, width)
         features = 3 * width + judge.embedding
         self.mlp = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, width), nn.SiLU(), nn.Linear(width, 1))
         for tensor in self.mlp[-1].parameters():  # the judge alone, at first
@@ -91,17 +120,9 @@ class Reward3DModel(nn.Module):
         """
         patches = self.judge.patches(images)
         seen = self.judge.encode_patches(patches).embedding
-        x = self.patch(patches.flatten(3).transpose(2, 3)) + self.positions  # [B, V, P, C]
-        shape = x.shape
-        x = torch.cat([self.text(texts)[:, None], x.flatten(1, 2)], 1)
-        angles = view_angles(azimuths)
-        for block in self.blocks:
-            x = block(x, angles)
-        x = self.norm(x).float()
-        views = x[:, 1:].view(shape)
-        spread = views.var(1, unbiased=False).mean(1).add(1e-6).sqrt()
-        features = torch.cat([x[:, 0], views.amax((1, 2)), spread, len(texts[0]) ** 0.5 * seen * texts], 1)
-        return self.gain.float() * (seen * texts).sum(1) + self.mlp(features)[:, 0].float()
+        first, views = self.attended(self.text(texts), patches, azimuths)
+        around = [first, views.amax((1, 2)), spread_over_views(views), len(texts[0]) ** 0.5 * seen * texts]
+        return self.gain.float() * (seen * texts).sum(1) + self.mlp(torch.cat(around, 1))[:, 0].float()
 
 
 def view_angles(azimuths: Tensor) -> Tensor:
@@ -119,6 +140,11 @@ def azimuths_of(cameras: Cameras | None, batch: int, views: int) -> Tensor:
     backward = -cameras.view[:, 2, :3].float()
     azimuth = torch.atan2(backward[:, 0], backward[:, 2])
     return azimuth.expand(batch, views) if len(azimuth) == views else azimuth.view(batch, views)
+
+
+def bounded(raw: Tensor, mean: float, std: float) -> Tensor:
+    """LIMIT tanh(z / LIMIT) of z = (raw - mean) / std."""
+    return LIMIT * torch.tanh((raw - mean) / (std * LIMIT))
 
 
 @dataclass(frozen=True)
@@ -157,7 +183,7 @@ class Reward3D:
 
     def score(self, images: Tensor, prompts: list[str], azimuths: Tensor) -> Tensor:
         """Scores [B] of premultiplied views [B, V, 4, H, W] at azimuths [B, V] (radians)."""
-        return LIMIT * torch.tanh((self.raw(images, prompts, azimuths) - self.mean) / (self.std * LIMIT))
+        return bounded(self.raw(images, prompts, azimuths), self.mean, self.std)
 
     def raw(self, images: Tensor, prompts: list[str], azimuths: Tensor) -> Tensor:
         """The same before they are standardised."""
@@ -184,8 +210,7 @@ def load_reward3d(device: torch.device | str = "cpu", folder: str | Path | None 
     with readable(f"the reward3d in {folder}"):
         raw, words, tensors = read_model(folder)
         mean, std = float(raw.pop("mean")), float(raw.pop("std"))
-        judge = raw.pop("judge")
-        config = Reward3DConfig(JudgeConfig(**{**judge, "channels": tuple(judge["channels"])}), **raw)
+        config = Reward3DConfig(JudgeConfig.from_json(raw.pop("judge")), **raw)
         if config.judge.vocabulary != len(words) or not (math.isfinite(mean) and 0 < std < math.inf):
             raise ValueError(f"{len(words)} words, mean {mean} or std {std} do not fit it")
         model = Reward3DModel(config)

@@ -22,6 +22,7 @@ from rl3d.priors.protocol import Prior, PromptEmbedding, device_of
 from rl3d.progress import Progress
 from rl3d.randomness import generator_for
 from rl3d.reconstruct import lift
+from rl3d.reconstruct.feedforward import FeedForward, load_reconstructor
 from rl3d.reconstruct.splats import SplatState
 from rl3d.rewards.pictures import to_rgba
 from rl3d.runs import Run, finished_stages
@@ -105,13 +106,17 @@ def lift_views(
     seed: int,
     report: Callable[[int, float], None],
 ) -> tuple[SplatState, Anchor]:
-    """Splats fitted to the views, ring by ring; every ring carves the hull again before the fit."""
+    """Splats fitted to the views, ring by ring; every ring starts again, from the hull or a network, before the fit."""
     o, rates = options.lift, lift.lift_rates(options.lift)
+    network = reconstructor_of(options, images.device)
     rings = options.sample.rings if prior.has_alpha else 1
     done = 0
     for ring in range(rings):
         tolerate = ring  # later rings were repainted from a scene that is itself a guess
-        tensors = lift.start_from_hull(images, cameras, o, generator_for(seed, 3, ring), tolerate)
+        if network is None:
+            tensors = lift.start_from_hull(images, cameras, o, generator_for(seed, 3, ring), tolerate)
+        else:
+            tensors = start_from_network(network, images, cameras)
         state = SplatState.start(tensors, rates)
         last = ring == rings - 1
         steps = o.steps - done if last else o.steps // (2 * rings)
@@ -121,6 +126,28 @@ def lift_views(
             more, where = next_ring(prior, prompt, state, options, seed, ring + 1)
             images, cameras = torch.cat([images, more]), Cameras.cat([cameras, where])
     return state, Anchor(images, cameras)
+
+
+def reconstructor_of(options: GenerateOptions, device: torch.device) -> FeedForward | None:
+    """The network that `lift.reconstructor` names; None for the hull.
+
+    Raises:
+        AssetError: it is not embedded, or its files are missing or broken.
+    """
+    kind, _, folder = options.lift.reconstructor.partition(":")
+    return None if kind == "hull" else load_reconstructor(folder or None, device)
+
+
+@torch.no_grad()
+def start_from_network(network: FeedForward, images: Tensor, cameras: Cameras) -> dict[str, Tensor]:
+    """The splats that a network makes of views [V, 4, H, W], as the fit's first state.
+
+    Raises:
+        NoSharedVolume: the views share no volume.
+    """
+    (scene,) = network(images[None].clamp(0, 1), cameras)
+    kept = ("means", "log_scales", "quaternions", "opacity_logits")
+    return {**{name: getattr(scene, name) for name in kept}, "colours": scene.colours.clamp(0, 1)}
 
 
 def _from(report: Callable[[int, float], None], done: int, step: int, loss: float) -> None:

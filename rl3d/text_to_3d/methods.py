@@ -16,6 +16,7 @@ from rl3d.priors.protocol import Prior, PromptEmbedding
 from rl3d.rewards.embedded import JudgeReward, load, refuse_gold
 from rl3d.rewards.geometry import GeometricReward
 from rl3d.rewards.judges import Judge
+from rl3d.rewards.mvreward import MVReward
 from rl3d.rewards.pictures import reward_input
 from rl3d.rewards.protocol import Reward
 from rl3d.rewards.reward3d import Reward3D
@@ -121,14 +122,14 @@ def _check_reward(reward: Any, method: str, prior: Prior, differentiable: bool) 
 
 
 def check_prompt(guide: Guide, prior: Prior, prompt: PromptEmbedding) -> None:
-    """Ask an embedded reward about blank views, so that a prompt that it cannot judge is refused before any work.
+    """Ask an embedded reward about blank views, so that what it cannot judge is refused before any work.
 
     Raises:
-        InputError: it knows no word of the prompt.
+        InputError: it knows no word of the prompt, or wants more views than the prior shows.
     """
     if isinstance(guide.reward, RewardCS):
         guide.reward.word_ids(prompt.prompts[:1])
-    if not isinstance(guide.reward, JudgeReward | Reward3D):  # a user's own may want a mesh, or a fee
+    if not isinstance(guide.reward, JudgeReward | Reward3D | MVReward):  # a user's own may want a mesh, or a fee
         return
     cameras = prior.cameras(0.0, 0.0)
     shape = (1, prior.n_views, 4 if prior.has_alpha else 3, prior.image_size, prior.image_size)

@@ -14,8 +14,8 @@ def test_list(rl3d: Any) -> None:
     done = rl3d("rewards", "list")
     assert done.code == 0
     assert [line.split()[0] for line in done.out.splitlines()] == [
-        "judge", "depth_normal", "symmetry", "connectedness", "stability", "reward3d", "rewardcs-mini", "hull", "mrc",
-        "epipolar",
+        "judge", "depth_normal", "symmetry", "connectedness", "stability", "reward3d", "rewardcs-mini", "hfdream",
+        "hull", "mrc", "epipolar",
     ]  # fmt: skip
     rows = json.loads(rl3d("rewards", "list", "--json").out)
     assert all(row["calibrated"] for row in rows) and rows[0]["licence"] == "Apache-2.0"

@@ -24,7 +24,6 @@ from rl3d.multiview.options import (
     PathOptions,
     WatchOptions,
 )
-from rl3d.multiview.rounds import geometry
 from rl3d.multiview.sampler_options import SamplerOptions
 from rl3d.priors import load
 from rl3d.rewards.protocol import RewardInput, reward
@@ -288,9 +287,9 @@ def test_neighbours_of_zigal_begin_from_the_same_noise(monkeypatch: pytest.Monke
     whole = module.scored
 
     def scored(prior, rewards, batches):  # type: ignore[no-untyped-def]
-        for batch, scores in whole(prior, rewards, batches):
-            seen.append(batch)
-            yield batch, scores
+        for found in whole(prior, rewards, batches):
+            seen.append(found.batch)
+            yield found
 
     monkeypatch.setattr(module, "scored", scored)
     options = replace(TINY, algorithm="zigal", micro_batch=3, rounds=1, sampler=SamplerOptions(kind="lcm", steps=4))
@@ -315,13 +314,3 @@ def test_rules_that_follow_a_gradient_need_one(tmp_path: Path) -> None:
     still = replace(TINY, algorithm="draft", sampler=SamplerOptions(steps=4, noise=0.0))
     with pytest.raises(ConfigError, match=r"set sampler.noise above 0"):
         finetune(ToyPrior(), dark, PROMPTS, still, tmp_path / "run")
-
-
-def test_the_geometry_of_a_round_is_said_and_never_refused() -> None:
-    options = replace(TINY, prompts_per_round=3, group=8)
-    assert geometry(options, 1, 4) == (
-        "24 samples a round, 3 prompts x 8: 6 micro-batches of up to 4 view groups on each of 1 processes; "
-        "1 optimizer steps"
-    )
-    assert "4 micro-batches" in geometry(options, 2, 4)  # 2 groups of 8 rows on the first
-    assert "1 of 4 processes idle" in geometry(options, 4, 5) and "2 micro-batches" in geometry(options, 4, 5)

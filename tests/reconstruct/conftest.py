@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -23,6 +24,17 @@ def views_of(extents: tuple[float, float, float], cameras: Cameras) -> Tensor:
     """[V, 4, H, W] of a box with six colours."""
     frames = render(box(extents, RED, BLUE, GREY, YELLOW, GREEN, BROWN), cameras, supersample=3, antialias=False)
     return torch.cat([frames.rgb, frames.alpha], 1)
+
+
+@pytest.fixture
+def random_views() -> Callable[..., Tensor]:
+    """[B, V, 4, S, S] premultiplied noise."""
+
+    def make(batch: int, views: int = 4, size: int = 16) -> Tensor:
+        images = torch.rand(batch, views, 4, size, size, generator=torch.Generator().manual_seed(0))
+        return torch.cat([images[:, :, :3] * images[:, :, 3:], images[:, :, 3:]], 2)
+
+    return make
 
 
 @pytest.fixture(scope="session")

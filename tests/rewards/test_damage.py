@@ -33,6 +33,9 @@ FORMS = {
     "mixed_views": lambda x: damage.mixed_views(x, x.flip(-2)[:, [1, 2, 3, 0]]),
     "two_faced": lambda x: damage.two_faced(x, 1),
     "janus": lambda x: damage.janus(x, 3),
+    "exchanged_views": lambda x: damage.exchanged_views(x, generator()),
+    "shifted_view": lambda x: damage.shifted_view(x, 0.125, generator()),
+    "tinted_view": lambda x: damage.tinted_view(x, 0.3, generator()),
     "floaters": lambda x: damage.floaters(x, generator()),
     "holes": lambda x: damage.holes(x, generator()),
     "scaled_down": lambda x: damage.scaled_down(x, 0.5),
@@ -55,6 +58,19 @@ def test_grain_stays_on_the_object() -> None:
     bad = damage.grain(clean, 0.3, generator())
     assert torch.equal(bad[:, :, 3], clean[:, :, 3])
     assert not bad[:, :, :3][(clean[:, :, 3:] == 0).expand(-1, -1, 3, -1, -1)].any()
+
+
+def test_one_view_moves_or_is_tinted_and_two_are_exchanged() -> None:
+    clean = squares()
+    for bad in (damage.shifted_view(clean, 0.125, generator()), damage.tinted_view(clean, 0.3, generator())):
+        assert (bad != clean).any((2, 3, 4)).sum(1).tolist() == [1, 1]
+    moved = damage.shifted_view(clean, 0.125, generator())
+    which = (moved != clean).any((2, 3, 4))[0]
+    assert any(torch.equal(moved[0, which], clean[0, which].roll(by, -1)) for by in (-4, 4))  # 0.125 of 32 pixels
+    exchanged = damage.exchanged_views(clean, generator())
+    assert (exchanged != clean).any((2, 3, 4)).sum(1).tolist() == [2, 2]
+    area = clean[:, :, 3].sum((2, 3))
+    assert torch.equal(exchanged[:, :, 3].sum((2, 3)).sort().values, area.sort().values)
 
 
 def test_areas_move_the_right_way() -> None:

@@ -33,7 +33,7 @@ PROMPTS = ["a red barrel", "blue car"]
 @pytest.fixture
 def reward(tiny_judge: Callable) -> Reward3D:
     judge = tiny_judge("reward")
-    torch.manual_seed(1)
+    torch.manual_seed(2)
     model = Reward3DModel(Reward3DConfig(judge.model.config, width=16, heads=2, blocks=2))
     with torch.no_grad():  # what starts at zero would hide the blocks from these tests
         for tensor in model.parameters():

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny_options import TINY_DRAFT
 from tiny_world import random_prior
 
-from rl3d.errors import InputError
+from rl3d.errors import AssetError, ConfigError, InputError
 from rl3d.priors.embedded import EmbeddedPrior
 from rl3d.progress import Progress
+from rl3d.reconstruct import load_reconstructor
+from rl3d.reconstruct.feedforward import FeedForwardConfig, ReconstructorModel, save_reconstructor
 from rl3d.runs import read_metrics
 from rl3d.text_to_3d import drafts, finish
 from rl3d.text_to_3d.generate import generate, help_generate
@@ -112,3 +115,35 @@ def test_a_helper_makes_no_draft_that_is_done_or_that_it_does_not_get_to(
     monkeypatch.setattr(Worker, "meet", refuse)  # one draft is nothing to share, nobody waits
     help_generate("a red box", replace(TINY, best_of=1), tmp_path / "none", worker=Worker(1, 2), prior=prior)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_lift_may_start_from_a_network(prior: EmbeddedPrior, tmp_path: Path) -> None:
+    """Random weights; without a step of the fit the draft is the network's own scene."""
+    torch.manual_seed(0)
+    config = FeedForwardConfig(16, 8, 16, 1, 2, features=8, hidden=16, gaussians=60, grid=16)
+    model = ReconstructorModel(config)
+    torch.nn.init.normal_(model.out.weight, std=0.3)
+    save_reconstructor(model, tmp_path / "net", torch.float32)
+    cameras = prior.cameras(0.0, 0.35).to(dtype=torch.float32)
+    images = torch.zeros(4, 4, 16, 16)
+    images[:, :, 4:12, 5:11] = torch.tensor([0.8, 0.2, 0.2, 1.0])[:, None, None]
+    options = replace(TINY, lift=replace(TINY.lift, steps=0, reconstructor=f"feedforward:{tmp_path / 'net'}"))
+    options = replace(options, sample=replace(options.sample, rings=1))
+    prompt = prior.encode_prompt("a red box")
+    state, _ = drafts.lift_views(prior, prompt, images, cameras, options, 0, lambda step, loss: None)
+    (scene,) = load_reconstructor(tmp_path / "net")(images[None], cameras)
+    assert torch.equal(state.tensors["means"], scene.means) and len(scene) == 60
+    hull = replace(options, lift=replace(options.lift, reconstructor="hull"))
+    other, _ = drafts.lift_views(prior, prompt, images, cameras, hull, 0, lambda step, loss: None)
+    assert not torch.equal(other.tensors["means"][:60], scene.means)
+    out = generate("a red box", replace(options, best_of=1), tmp_path / "run", prior=prior)
+    assert out is not None and (tmp_path / "run" / "asset.glb").is_file()
+
+
+def test_an_unknown_or_missing_network_is_one_clear_error(prior: EmbeddedPrior, tmp_path: Path) -> None:
+    for wrong in ("feed-forward", "hull:x", ""):
+        with pytest.raises(ConfigError, match=r"lift.reconstructor must be hull"):
+            replace(TINY.lift, reconstructor=wrong)
+    missing = replace(TINY, lift=replace(TINY.lift, reconstructor=f"feedforward:{tmp_path / 'nothing'}"))
+    with pytest.raises(AssetError, match=r"reconstructor in .* cannot be loaded"):
+        drafts.reconstructor_of(missing, torch.device("cpu"))
