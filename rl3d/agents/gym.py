@@ -102,9 +102,7 @@ class SceneLayoutEnv(gymnasium.Env[dict[str, NDArray[np.float32]], np.int64]):
         self.adapter.seen = self.adapter.env.reset(seed=seed)
         return self._look(), {}
 
-    def step(
-        self, action: np.int64
-    ) -> tuple[dict[str, NDArray[np.float32]], float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64) -> tuple[dict[str, NDArray[np.float32]], float, bool, bool, dict[str, Any]]:
         reward, over, _, terms = self.adapter.act(np.array([action], np.int64))
         info = {"reward_terms": {name: float(value[0]) for name, value in terms.items()}}
         return self._look(), float(reward[0]), bool(over[0]), False, info

@@ -23,7 +23,7 @@ from rl3d.files import atomic_path, write_json
 from rl3d.model_files import readable
 from rl3d.rl.tensors import positive
 
-REPLAY_TOLERANCE = 1e-4  # of |ratio - 1|; a float32 policy in batches of other sizes was 2e-6 off in the layout runs
+REPLAY_TOLERANCE = 1e-4  # of |ratio - 1|, float32 in batches of another size
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""TD3 (Fujimoto et al. 2018, arXiv 1802.09477) for actions that are latent codes; DDPG (1509.02971) is its special case.
+"""TD3 (Fujimoto et al. 2018, arXiv 1802.09477) for latent codes as actions; DDPG (1509.02971) is a special case.
 
 State is explicit: `TD3State` goes in and comes out of `td3_update` by way of its modules, the caller keeps the loop and
 the replay. Actions lie in [-1, 1]^k; scale them to the generator's range outside.

@@ -52,7 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--updates", type=int, default=160, metavar="N", help="rollouts with an update each (160)")
     train.add_argument("--envs", type=int, default=64, metavar="N", help="rooms side by side (64)")
     train.add_argument("--rooms", type=int, default=1536, metavar="N", help="different rooms to train on (1536)")
-    train.add_argument("--where", choices=("policy", "greedy"), default="policy", help="who finds the place (RLSS: greedy)")
+    train.add_argument(
+        "--where", choices=("policy", "greedy"), default="policy", help="who finds the place (RLSS: greedy)"
+    )
     train.add_argument("--seed", type=int, default=1, metavar="N", help="default: 1")
     again = train.add_mutually_exclusive_group()
     again.add_argument("--resume", action="store_true", help="go on with the run in --out")

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from toys import Corridor, Identity
 from torch import Tensor
+from toys import Corridor, Identity
 
 from rl3d import rl
 from rl3d.agents import PPO, BetaPolicy, CategoricalPolicy, Decision, GaussianPolicy, PPOOptions
@@ -47,7 +47,9 @@ def test_the_first_ratio_is_one_and_every_minibatch_has_the_size_it_says() -> No
         every = torch.cat([kept["state"], kept["mask"].float(), rest["action"][:, None].float()], 1)
         assert sorted(rows.tolist()) == sorted(every.tolist())
     first = policy.asked[0]
-    old = {tuple(s.tolist()): lp for s, lp in zip(torch.cat([kept["state"], rest["action"][:, None]], 1), rest["log_prob"])}
+    old = {
+        tuple(s.tolist()): lp for s, lp in zip(torch.cat([kept["state"], rest["action"][:, None]], 1), rest["log_prob"])
+    }
     for s, a, lp in zip(first[0]["state"], first[1], policy.log_probs[0]):
         assert float(lp) == pytest.approx(float(old[(*s.tolist(), float(a))]), abs=1e-6)
 
@@ -79,7 +81,7 @@ def test_advantages_are_standardised_per_minibatch(monkeypatch: pytest.MonkeyPat
 
 
 def test_rows_end_each_for_itself_and_a_cut_bootstraps_from_its_own_last_look() -> None:
-    """A policy whose value names the place it sees (V = 1 + place): next values are of the final look, not the reset."""
+    """A policy whose value names the place it sees (V = 1 + place): next values are of the final look."""
 
     class Sees(CategoricalPolicy):
         def value(self, observation: dict[str, Tensor]) -> Tensor:
@@ -136,7 +138,7 @@ def test_it_solves_the_identity(barred: bool) -> None:
     torch.manual_seed(0)
     learner = PPO(Identity(32, barred=barred), CategoricalPolicy(4, 4), replace(FAST, normalise_rewards=True))
     returns = [learner.update()["return"] for _ in range(FAST.updates)]
-    assert returns[0] < 0.5 and returns[-1] > 0.95  # seeds 0 to 2 ended at 0.996 or more; chance is 0.25 and 0.33
+    assert returns[0] < 0.5 and returns[-1] > 0.95  # chance is 0.25 and 0.33
 
 
 @pytest.mark.parametrize("policy, least", [(GaussianPolicy(1, 1, log_std=-1.0), 0.8), (BetaPolicy(1, 1), 0.88)])

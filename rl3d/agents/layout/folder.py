@@ -32,9 +32,9 @@ class Model:
 def furniture_folder(folder: str | Path) -> dict[int, list[Model]]:
     """The meshes of a folder by kind (index into `furniture.KINDS`); files that name no kind are left alone.
 
-    Names come from `captions.jsonl` where there is one (a JSON object a line: file, caption, optionally noun), else from
-    file names. Mesh files say nothing of their unit, so a mesh is scaled uniformly until it fits the footprint of its
-    kind's most similar size (and is no more than 1.4 times as tall).
+    Names come from `captions.jsonl` where there is one (a JSON object a line: file, caption, optionally noun), else
+    from file names. Mesh files say nothing of their unit, so a mesh is scaled uniformly until it fits the footprint of
+    its kind's most similar size (and is at most twice as tall, or 0.6 m taller).
 
     Raises:
         InputError: no folder, no mesh that names a piece, a mesh that cannot be read, or one without a size.
@@ -102,7 +102,7 @@ def _model(path: Path, kind: Kind) -> Model:
         )
     plan = np.array([width, depth])
     w, d, h = min(kind.sizes, key=lambda s: abs(np.log(plan[0] / plan[1] / (s[0] / s[1]))))
-    scale = min(w / width, d / depth, 1.4 * max(h, 0.02) / max(height, 1e-6) if not kind.flat else np.inf)
+    scale = min(w / width, d / depth, max(2 * h, h + 0.6) / max(height, 1e-6) if not kind.flat else np.inf)
     return Model(path, float(scale), (width * scale, depth * scale, height * scale))
 
 

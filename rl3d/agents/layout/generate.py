@@ -33,7 +33,7 @@ class LayoutOptions:
     """Attributes:
     size: (width, depth) in metres; None: drawn. items: what to place, see `parse_inventory`; None: drawn.
     door: its width in metres; None: usual. l_shaped: cut a corner out, None: sometimes where no size is given.
-    by: who furnishes. tries: rooms to choose from (policy), places looked at a piece (greedy), or reward calls (anneal).
+    by: who furnishes. tries: rooms to choose from (policy), places a piece (greedy), or reward calls (anneal).
     policy: a folder of `rl3d layout train`; None: the embedded one.
     """
 
@@ -88,8 +88,8 @@ def _check_fits(task: Task, tasks: Tasks) -> None:
         if piece.required and not bool(legal_places(blocked, tasks.cells[:, k]).any()):
             width, depth, _ = piece.size
             raise InputError(
-                f"the inventory cannot fit: a {NAMES[piece.kind]} of {width:.2f} x {depth:.2f} m has no place in a room "
-                f"of {task.room.width:g} x {task.room.depth:g} m with its door free; take a larger room"
+                f"the inventory cannot fit: a {NAMES[piece.kind]} of {width:.2f} x {depth:.2f} m has no place in a "
+                f"room of {task.room.width:g} x {task.room.depth:g} m with its door free; take a larger room"
             )
 
 
@@ -103,7 +103,9 @@ def furnish_task(task: Task, options: LayoutOptions) -> tuple[Tasks, Furnished]:
     generator = torch.Generator().manual_seed(seed_for(options.seed, 1))
     if options.by == "policy":
         many = SceneLayout(options.tries, tasks)
-        found = furnish(many, torch.zeros(options.tries, dtype=torch.int64), learned(load_policy(options.policy)), generator)
+        found = furnish(
+            many, torch.zeros(options.tries, dtype=torch.int64), learned(load_policy(options.policy)), generator
+        )
         best = int(found.score.argmax())
         rows = type(found.layouts)(**{name: value[best : best + 1] for name, value in vars(found.layouts).items()})
         found = Furnished(rows, found.score[best : best + 1], found.calls.sum(0, keepdim=True))
@@ -116,8 +118,8 @@ def furnish_task(task: Task, options: LayoutOptions) -> tuple[Tasks, Furnished]:
     lost = [NAMES[p.kind] for k, p in enumerate(task.pieces) if p.required and not bool(found.layouts.placed[0, k])]
     if lost:
         raise InputError(
-            f"the inventory cannot fit: no place was left for {', '.join(lost)} in {options.tries} tries; take a larger "
-            "room, fewer pieces, or more --tries"
+            f"the inventory cannot fit: no place was left for {', '.join(lost)} in {options.tries} tries; take a "
+            "larger room, fewer pieces, or more --tries"
         )
     return tasks, found
 
@@ -169,4 +171,3 @@ def score_file(path: str | Path) -> dict[str, float]:
     room = scene.load_room(path.with_suffix(".json") if path.suffix.lower() == ".glb" else path)
     tasks, layouts = scene.as_layouts(room)
     return {name: round(float(value[0]), 4) for name, value in scene.measures(tasks, layouts).items()}
-

@@ -290,7 +290,7 @@ def pair_scores(relation: Tensor, at: Poses) -> tuple[Tensor, Tensor, Tensor]:
     parallel, opposite, sideways = r.same > 0.5, r.same < -0.5, r.same.abs() < 0.5
     aligned = 0.5 + 0.5 * r.same.abs()
     by_name = {
-        "beside": off(r.gap_u, 0.15) * off(r.backs.abs() - 0.05, 0.3) * parallel,
+        "beside": off(r.gap_u - 0.05, 0.15) * off(r.backs.abs() - 0.05, 0.3) * parallel,
         "seat": off(r.gap_v - 0.05, 0.2) * off(r.u.abs() - 0.1, 0.3) * opposite * (r.v > 0),
         "around": off(r.gap_ahead - 0.05, 0.15) * off(r.gap_aside + 2 * r.half_across, 0.2) * (r.ahead > 0),
         "before": off((r.gap_v - 0.4).abs() - 0.1, 0.3) * off(r.u.abs() - 0.05, 0.4) * (r.v > 0) * aligned,

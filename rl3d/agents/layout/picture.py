@@ -36,7 +36,9 @@ def plan(room: FurnishedRoom, scene: Mesh, out: str | Path, *, size: int = 640) 
     for s in room.standing:
         x = size / 2 + (s.x - 0.5 * room.task.room.width) * metre
         y = size / 2 + (s.z - 0.5 * room.task.room.depth) * metre
-        draw.text((x, y), s.name, fill=(20, 20, 20), font=font, anchor="mm", stroke_width=2, stroke_fill=(255, 255, 255))
+        draw.text(
+            (x, y), s.name, fill=(20, 20, 20), font=font, anchor="mm", stroke_width=2, stroke_fill=(255, 255, 255)
+        )
     title = f"{room.task.room_type}, {room.task.room.width:g} x {room.task.room.depth:g} m"
     draw.text((8, 6), title, fill=(40, 40, 40), font=ImageFont.load_default(14))
     return _save(picture, Path(out))

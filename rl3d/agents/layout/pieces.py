@@ -14,7 +14,13 @@ from rl3d.rewards.check_assets import box, joined, turned
 from rl3d.scenes.mesh import Mesh
 
 Colour = tuple[float, float, float]
-WHITE, LINEN, DARK, STEEL, GLASS = (0.95, 0.95, 0.93), (0.90, 0.87, 0.80), (0.2, 0.2, 0.22), (0.7, 0.72, 0.75), (0.6, 0.75, 0.82)
+WHITE, LINEN, DARK, STEEL, GLASS = (
+    (0.95, 0.95, 0.93),
+    (0.90, 0.87, 0.80),
+    (0.2, 0.2, 0.22),
+    (0.7, 0.72, 0.75),
+    (0.6, 0.75, 0.82),
+)
 
 
 def built_in(kind: int, size: Size) -> Mesh:
@@ -50,7 +56,9 @@ def _bed(w: float, d: float, h: float, c: Colour) -> Mesh:
     ]
     for i in range(pillows):
         middle = (i - 0.5 * (pillows - 1)) * wide
-        parts.append(block((middle - 0.4 * wide, middle + 0.4 * wide), (0.9 * h, 1.12 * h), (-d / 2 + 0.1, -d / 2 + 0.5), LINEN))
+        parts.append(
+            block((middle - 0.4 * wide, middle + 0.4 * wide), (0.9 * h, 1.12 * h), (-d / 2 + 0.1, -d / 2 + 0.5), LINEN)
+        )
     return joined(*parts, *_legs(w, d, 0.08, 0.08, frame))
 
 
@@ -60,7 +68,14 @@ def _drawers(w: float, d: float, h: float, c: Colour, rows: int = 2, columns: in
     for i in range(rows):
         for j in range(columns):
             left, low = -w / 2 + j * wide, 0.04 + i * tall
-            parts.append(block((left + 0.015, left + wide - 0.015), (low + 0.015, low + tall - 0.015), (d / 2 - 0.03, d / 2 - 0.01), _shade(c, 1.12)))
+            parts.append(
+                block(
+                    (left + 0.015, left + wide - 0.015),
+                    (low + 0.015, low + tall - 0.015),
+                    (d / 2 - 0.03, d / 2 - 0.01),
+                    _shade(c, 1.12),
+                )
+            )
             parts.append(box((left + wide / 2, low + tall / 2, d / 2 - 0.005), (0.1, 0.025, 0.01), DARK))
     return joined(*parts, *_legs(w, d - 0.03, 0.04, 0.05, DARK))
 
@@ -70,7 +85,11 @@ def _wardrobe(w: float, d: float, h: float, c: Colour) -> Mesh:
     parts = [block((-w / 2, w / 2), (0, h), (-d / 2, d / 2 - 0.03), c)]
     for i in range(doors):
         left = -w / 2 + i * w / doors
-        parts.append(block((left + 0.01, left + w / doors - 0.01), (0.06, h - 0.04), (d / 2 - 0.03, d / 2 - 0.01), _shade(c, 1.12)))
+        parts.append(
+            block(
+                (left + 0.01, left + w / doors - 0.01), (0.06, h - 0.04), (d / 2 - 0.03, d / 2 - 0.01), _shade(c, 1.12)
+            )
+        )
         side = left + (w / doors - 0.06 if i % 2 == 0 else 0.06)
         parts.append(box((side, 0.5 * h, d / 2 - 0.005), (0.02, 0.2, 0.01), DARK))
     return joined(*parts)
@@ -95,24 +114,43 @@ def _shelf(w: float, d: float, h: float, c: Colour) -> Mesh:
 
 def _table(w: float, d: float, h: float, c: Colour) -> Mesh:
     thick = min(0.05, 0.1 * h)
-    return joined(block((-w / 2, w / 2), (h - thick, h), (-d / 2, d / 2), c), *_legs(w - 0.06, d - 0.06, h - thick, 0.06, _shade(c, 0.8)))
+    return joined(
+        block((-w / 2, w / 2), (h - thick, h), (-d / 2, d / 2), c),
+        *_legs(w - 0.06, d - 0.06, h - thick, 0.06, _shade(c, 0.8)),
+    )
 
 
 def _desk(w: float, d: float, h: float, c: Colour) -> Mesh:
-    screen = [block((-0.28, 0.28), (h + 0.1, h + 0.42), (-d / 2 + 0.12, -d / 2 + 0.15), DARK), box((0, h + 0.05, -d / 2 + 0.14), (0.06, 0.1, 0.06), DARK)]
+    screen = [
+        block((-0.28, 0.28), (h + 0.1, h + 0.42), (-d / 2 + 0.12, -d / 2 + 0.15), DARK),
+        box((0, h + 0.05, -d / 2 + 0.14), (0.06, 0.1, 0.06), DARK),
+    ]
     keys = block((-0.22, 0.22), (h, h + 0.02), (-0.05, 0.1), STEEL)
-    return joined(_table(w, d, h, c), block((w / 2 - 0.42, w / 2 - 0.05), (0.1, h - 0.05), (-d / 2 + 0.03, d / 2 - 0.1), _shade(c, 0.9)), keys, *screen)
+    return joined(
+        _table(w, d, h, c),
+        block((w / 2 - 0.42, w / 2 - 0.05), (0.1, h - 0.05), (-d / 2 + 0.03, d / 2 - 0.1), _shade(c, 0.9)),
+        keys,
+        *screen,
+    )
 
 
 def _dressing(w: float, d: float, h: float, c: Colour) -> Mesh:
     mirror = block((-0.3 * w, 0.3 * w), (h, h + 0.65), (-d / 2, -d / 2 + 0.03), GLASS)
-    return joined(_table(w, d, h, c), block((-w / 2 + 0.03, w / 2 - 0.03), (h - 0.18, h - 0.05), (-d / 2, d / 2 - 0.02), _shade(c, 0.9)), mirror)
+    return joined(
+        _table(w, d, h, c),
+        block((-w / 2 + 0.03, w / 2 - 0.03), (h - 0.18, h - 0.05), (-d / 2, d / 2 - 0.02), _shade(c, 0.9)),
+        mirror,
+    )
 
 
 def _chair(w: float, d: float, h: float, c: Colour) -> Mesh:
     seat = 0.5 * h
     back = block((-w / 2 + 0.02, w / 2 - 0.02), (seat, h), (-d / 2, -d / 2 + 0.05), c)
-    return joined(block((-w / 2, w / 2), (seat - 0.05, seat), (-d / 2, d / 2), c), back, *_legs(w, d, seat - 0.05, 0.05, _shade(c, 0.75)))
+    return joined(
+        block((-w / 2, w / 2), (seat - 0.05, seat), (-d / 2, d / 2), c),
+        back,
+        *_legs(w, d, seat - 0.05, 0.05, _shade(c, 0.75)),
+    )
 
 
 def _office_chair(w: float, d: float, h: float, c: Colour) -> Mesh:
@@ -124,7 +162,9 @@ def _office_chair(w: float, d: float, h: float, c: Colour) -> Mesh:
 
 
 def _stool(w: float, d: float, h: float, c: Colour) -> Mesh:
-    return joined(block((-w / 2, w / 2), (h - 0.07, h), (-d / 2, d / 2), c), *_legs(w, d, h - 0.07, 0.05, _shade(c, 0.7)))
+    return joined(
+        block((-w / 2, w / 2), (h - 0.07, h), (-d / 2, d / 2), c), *_legs(w, d, h - 0.07, 0.05, _shade(c, 0.7))
+    )
 
 
 def _seat(w: float, d: float, h: float, c: Colour) -> Mesh:
@@ -145,7 +185,9 @@ def _seat(w: float, d: float, h: float, c: Colour) -> Mesh:
 def _tv(w: float, d: float, h: float, c: Colour) -> Mesh:
     wide = min(0.85 * w, 1.3)
     screen = block((-wide / 2, wide / 2), (h + 0.06, h + 0.06 + 0.56 * wide), (-0.05, -0.01), DARK)
-    picture = block((-wide / 2 + 0.03, wide / 2 - 0.03), (h + 0.09, h + 0.03 + 0.56 * wide), (-0.01, 0.0), (0.25, 0.4, 0.55))
+    picture = block(
+        (-wide / 2 + 0.03, wide / 2 - 0.03), (h + 0.09, h + 0.03 + 0.56 * wide), (-0.01, 0.0), (0.25, 0.4, 0.55)
+    )
     return joined(_drawers(w, d, h, c, 1, 3), screen, picture, box((0, h + 0.03, -0.03), (0.3, 0.06, 0.15), DARK))
 
 
@@ -159,7 +201,11 @@ def _plant(w: float, d: float, h: float, c: Colour) -> Mesh:
     r = 0.5 * min(w, d)
     pot = turned([(0.45 * r, 0.0), (0.65 * r, 0.28 * h)], [(0.75, 0.45, 0.32)], 12)
     leaves = [
-        turned([(0.25 * r, 0.28 * h), (0.95 * r, 0.5 * h), (0.8 * r, 0.7 * h), (0.0, h)], [_shade(c, 0.85), c, _shade(c, 1.15)], 9)
+        turned(
+            [(0.25 * r, 0.28 * h), (0.95 * r, 0.5 * h), (0.8 * r, 0.7 * h), (0.0, h)],
+            [_shade(c, 0.85), c, _shade(c, 1.15)],
+            9,
+        )
     ]
     return joined(pot, *leaves)
 
@@ -176,18 +222,33 @@ def _counter(w: float, d: float, h: float, c: Colour) -> Mesh:
 
 def _sink(w: float, d: float, h: float, c: Colour) -> Mesh:
     bowl = block((-0.3 * w, 0.3 * w), (h, h + 0.005), (-0.3 * d, 0.3 * d), DARK)
-    tap = [box((0, h + 0.12, -0.38 * d), (0.03, 0.24, 0.03), STEEL), box((0, h + 0.23, -0.28 * d), (0.03, 0.03, 0.2 * d), STEEL)]
+    tap = [
+        box((0, h + 0.12, -0.38 * d), (0.03, 0.24, 0.03), STEEL),
+        box((0, h + 0.23, -0.28 * d), (0.03, 0.03, 0.2 * d), STEEL),
+    ]
     return joined(_counter(w, d, h, WHITE), bowl, *tap)
 
 
 def _stove(w: float, d: float, h: float, c: Colour) -> Mesh:
-    plates = [box((x * w, h + 0.005, z * d), (0.3 * w, 0.01, 0.3 * d), (0.08, 0.08, 0.08)) for x in (-0.22, 0.22) for z in (-0.22, 0.22)]
+    plates = [
+        box((x * w, h + 0.005, z * d), (0.3 * w, 0.01, 0.3 * d), (0.08, 0.08, 0.08))
+        for x in (-0.22, 0.22)
+        for z in (-0.22, 0.22)
+    ]
     door = block((-0.42 * w, 0.42 * w), (0.15, h - 0.2), (d / 2 - 0.02, d / 2), (0.12, 0.12, 0.14))
-    return joined(block((-w / 2, w / 2), (0, h), (-d / 2, d / 2 - 0.02), STEEL), door, box((0, h - 0.14, d / 2 - 0.005), (0.7 * w, 0.03, 0.01), DARK), *plates)
+    return joined(
+        block((-w / 2, w / 2), (0, h), (-d / 2, d / 2 - 0.02), STEEL),
+        door,
+        box((0, h - 0.14, d / 2 - 0.005), (0.7 * w, 0.03, 0.01), DARK),
+        *plates,
+    )
 
 
 def _fridge(w: float, d: float, h: float, c: Colour) -> Mesh:
-    doors = [block((-w / 2, w / 2), (low, high), (d / 2 - 0.05, d / 2 - 0.01), _shade(c, 1.1)) for low, high in ((0.03, 0.35 * h), (0.36 * h, h))]
+    doors = [
+        block((-w / 2, w / 2), (low, high), (d / 2 - 0.05, d / 2 - 0.01), _shade(c, 1.1))
+        for low, high in ((0.03, 0.35 * h), (0.36 * h, h))
+    ]
     grips = [box((-0.42 * w, y * h, d / 2 - 0.005), (0.02, 0.2, 0.01), DARK) for y in (0.28, 0.45)]
     return joined(block((-w / 2, w / 2), (0, h), (-d / 2, d / 2 - 0.05), c), *doors, *grips)
 
@@ -207,7 +268,13 @@ def _basin(w: float, d: float, h: float, c: Colour) -> Mesh:
     bowl = block((-0.35 * w, 0.35 * w), (h, h + 0.004), (-0.25 * d, 0.35 * d), GLASS)
     tap = box((0, h + 0.08, -0.35 * d), (0.03, 0.16, 0.05), STEEL)
     mirror = block((-0.4 * w, 0.4 * w), (h + 0.3, h + 0.9), (-d / 2, -d / 2 + 0.02), GLASS)
-    return joined(block((-w / 2, w / 2), (h - 0.15, h), (-d / 2, d / 2), WHITE), block((-0.4 * w, 0.4 * w), (0, h - 0.15), (-d / 2, 0.3 * d), (0.72, 0.6, 0.48)), bowl, tap, mirror)
+    return joined(
+        block((-w / 2, w / 2), (h - 0.15, h), (-d / 2, d / 2), WHITE),
+        block((-0.4 * w, 0.4 * w), (0, h - 0.15), (-d / 2, 0.3 * d), (0.72, 0.6, 0.48)),
+        bowl,
+        tap,
+        mirror,
+    )
 
 
 def _bathtub(w: float, d: float, h: float, c: Colour) -> Mesh:
@@ -224,7 +291,11 @@ def _bathtub(w: float, d: float, h: float, c: Colour) -> Mesh:
 
 def _shower(w: float, d: float, h: float, c: Colour) -> Mesh:
     tray = block((-w / 2, w / 2), (0, 0.1), (-d / 2, d / 2), WHITE)
-    posts = [box((x, h / 2, z), (0.03, h, 0.03), STEEL) for x in (-w / 2 + 0.02, w / 2 - 0.02) for z in (-d / 2 + 0.02, d / 2 - 0.02)]
+    posts = [
+        box((x, h / 2, z), (0.03, h, 0.03), STEEL)
+        for x in (-w / 2 + 0.02, w / 2 - 0.02)
+        for z in (-d / 2 + 0.02, d / 2 - 0.02)
+    ]
     rail = block((-w / 2, w / 2), (h - 0.03, h), (d / 2 - 0.03, d / 2), STEEL)
     pane = block((-w / 2, -w / 2 + 0.015), (0.1, h - 0.1), (-d / 2, d / 2), GLASS)
     head = box((0, h - 0.15, -d / 2 + 0.15), (0.2, 0.03, 0.2), STEEL)
@@ -235,7 +306,11 @@ def _washer(w: float, d: float, h: float, c: Colour) -> Mesh:
     ring = turned([(0.34 * w, -0.015), (0.34 * w, 0.015)], [STEEL], 16)
     glass = turned([(0.26 * w, -0.02), (0.26 * w, 0.02)], [DARK], 16)
     upright = [
-        Mesh(m.vertices[:, [0, 2, 1]] * torch.tensor([1.0, 1.0, -1.0]) + torch.tensor([0, 0.45 * h, d / 2 - 0.02]), m.faces, face_colours=m.face_colours)
+        Mesh(
+            m.vertices[:, [0, 2, 1]] * torch.tensor([1.0, 1.0, -1.0]) + torch.tensor([0, 0.45 * h, d / 2 - 0.02]),
+            m.faces,
+            face_colours=m.face_colours,
+        )
         for m in (ring, glass)
     ]
     panel = block((-0.45 * w, 0.45 * w), (h - 0.13, h - 0.04), (d / 2 - 0.02, d / 2 - 0.005), STEEL)

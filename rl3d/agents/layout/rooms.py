@@ -235,7 +235,7 @@ def sample_room(
             wide = round(float(random.uniform(0.8, min(1.8, high - low - 0.3))), 1)
             middle = 0.5 * (high - low - wide)
             windows.append(Opening(wall, round(low + middle + middle * float(random.uniform(-0.5, 0.5)), 1), wide))
-    return Room(width, depth, entrance, tuple(windows), notch, corner)
+    return Room(width, depth, entrance, tuple(windows), notch, 0 if notch is None else corner)
 
 
 def _straight(

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from rl3d.agents.layout.folder import Model, placed_mesh
-from rl3d.agents.layout.furniture import KINDS, NAMES, RELATIONS, Size, kind_index
+from rl3d.agents.layout.furniture import KINDS, NAMES, Size, kind_index
 from rl3d.agents.layout.grid import walkable
 from rl3d.agents.layout.inventory import Piece, room_type
-from rl3d.agents.layout.objective import Layouts, _tables, objective, pair_scores, poses, relative
+from rl3d.agents.layout.objective import Layouts, _tables, objective, poses, relative
 from rl3d.agents.layout.pieces import built_in
 from rl3d.agents.layout.rooms import CELL, GRID, Room
 from rl3d.agents.layout.shell import shell
@@ -30,7 +30,7 @@ from rl3d.scenes.texture import face_centre_colours
 
 @dataclass(frozen=True)
 class Standing:
-    """A piece in its place: x, z of its middle from the room's north-west corner, metres; heading 0 to 3, see `grid`."""
+    """A piece in its place: x, z of its middle from the north-west corner, metres; heading 0 to 3, see `grid`."""
 
     piece: Piece
     x: float
@@ -74,7 +74,9 @@ def as_layouts(room: FurnishedRoom) -> tuple[Tasks, Layouts]:
     Raises:
         InputError: a piece outside the grid, or off the 10 cm raster by more than half a cell.
     """
-    pieces = [s.piece for s in room.standing] + [Piece(kind_index(n), KINDS[kind_index(n)].sizes[0], False) for n in room.missing]
+    pieces = [s.piece for s in room.standing] + [
+        Piece(kind_index(n), KINDS[kind_index(n)].sizes[0], False) for n in room.missing
+    ]
     tasks = pack([replace(room.task, pieces=tuple(pieces))])
     place = torch.zeros(1, tasks.kind.shape[1], dtype=torch.int64)
     placed = torch.zeros(1, tasks.kind.shape[1], dtype=torch.bool)
@@ -222,7 +224,11 @@ def load_room(path: str | Path) -> FurnishedRoom:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
         raise InputError(f"{path} is not JSON: {error}; give the .json beside a generated .glb") from error
-    if not isinstance(tree, dict) or not isinstance(tree.get("furniture"), list) or not isinstance(tree.get("room"), dict):
+    if (
+        not isinstance(tree, dict)
+        or not isinstance(tree.get("furniture"), list)
+        or not isinstance(tree.get("room"), dict)
+    ):
         raise InputError(f"{path} is no room: it needs room_type, room and furniture")
     standing = []
     for number, row in enumerate(tree["furniture"]):
@@ -239,5 +245,7 @@ def load_room(path: str | Path) -> FurnishedRoom:
         size: Size = (width, depth, height)
         standing.append(Standing(Piece(kind, size, bool(row.get("required", False))), x, z, turn // 90 % 4))
     missing = tuple(str(name) for name in tree.get("missing", []))
-    task = Task(room_type(str(tree.get("room_type", ""))), Room.from_json(tree["room"]), tuple(s.piece for s in standing))
+    task = Task(
+        room_type(str(tree.get("room_type", ""))), Room.from_json(tree["room"]), tuple(s.piece for s in standing)
+    )
     return FurnishedRoom(task, tuple(standing), missing)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rl3d.agents.layout.furniture import KINDS
 from rl3d.agents.layout.inventory import AREAS, ROOM_TYPES, SLOTS, Piece, room_type, sample_inventory
-from rl3d.agents.layout.rooms import CELL, GRID, Room, sample_room
+from rl3d.agents.layout.rooms import CELL, Room, sample_room
 from rl3d.errors import InputError
 from rl3d.randomness import seed_for
 
