@@ -40,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generate.add_argument(
         "--tries", type=int, metavar="N", help="rooms to choose from (16), places a piece (64), or reward calls (1000)"
     )
+    generate.add_argument(
+        "--polish", type=int, default=200, metavar="N", help="small improvements after the policy, 0 for none (200)"
+    )
     generate.add_argument("--policy", metavar="DIR", help="a policy of rl3d layout train (default: the embedded one)")
     generate.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     generate.add_argument("--out", default="room.glb", metavar="FILE", help="GLB scene to write (default: room.glb)")
@@ -97,6 +100,7 @@ def _generate(args: argparse.Namespace) -> int:
         l_shaped=args.l_shaped,
         by=args.by,
         tries=tries,
+        polish=checks.whole_number("--polish", args.polish, 0, 100_000),
         seed=checks.seed(args.seed),
         policy=None if args.policy is None else Path(args.policy),
     )

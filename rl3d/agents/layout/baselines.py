@@ -109,21 +109,32 @@ def best_of(
 
 
 def anneal(
-    env: SceneLayout, task: Tensor, budget: int, generator: Generator, *, hot: float = 0.03, cold: float = 0.001
+    env: SceneLayout,
+    task: Tensor,
+    budget: int,
+    generator: Generator,
+    *,
+    start: Furnished | None = None,
+    hot: float = 0.03,
+    cold: float = 0.001,
 ) -> Furnished:
-    """Simulated annealing with `budget` reward calls a room: from a random room, move one piece at a time.
+    """Simulated annealing with `budget` reward calls a room: move one piece at a time.
 
     A move takes a piece up and puts it down at one of its proposed places; worse rooms are kept with probability
     exp(gain / T), T falling from `hot` to `cold` (in units of the objective) by the same factor each move.
+
+    Args:
+        start: rooms to begin with, whose calls are counted too; None: random ones.
     """
-    start = furnish(env, task, random_masked, generator)
+    if start is None:
+        start, budget = furnish(env, task, random_masked, generator), budget - 1
     env.reset(task=task)
     there = env.tasks.kind[task] >= 0
-    for slot in range(there.shape[1]):  # the start again, piece by piece; empty slots have nothing to put
-        _put_where(env, there[:, slot], slot, start.layouts)
+    for k in range(there.shape[1]):  # the start again, piece by piece; empty slots have nothing to put
+        _put_where(env, there[:, k], k, start.layouts)
     current, best = start.score.clone(), start
-    for move in range(budget - 1):
-        temperature = hot * (cold / hot) ** (move / max(budget - 2, 1))
+    for move in range(budget):
+        temperature = hot * (cold / hot) ** (move / max(budget - 1, 1))
         slot = torch.multinomial(there.float().cpu(), 1, generator=generator)[:, 0].to(env.device)
         before = env.state_dict()
         env.lift(slot)
@@ -149,8 +160,8 @@ def _put_where(env: SceneLayout, rows: Tensor, slot: int, layouts: Layouts) -> N
     index = torch.full((env.count,), slot, device=env.device)
     placed = layouts.placed[:, slot] & rows
     place = torch.where(placed, layouts.place[:, slot], PLACES)
-    cells, _ = env._footprint(index, place)
-    env.taken[torch.arange(env.count, device=env.device), env._layer(index)] |= cells
+    cells, _ = env.footprint(index, place)
+    env.taken[torch.arange(env.count, device=env.device), env.layer(index)] |= cells
     env.place[:, slot] = torch.where(placed, place, env.place[:, slot])
     status = torch.where(placed, PLACED, PLACED + 1)
     env.status[:, slot] = torch.where(rows, status, env.status[:, slot])

@@ -167,9 +167,9 @@ class SceneLayout:
     def put(self, slot: Tensor, place: Tensor) -> None:
         """Place (or leave out) a slot a row, without a look at the objective; raises as `step`."""
         index = torch.arange(self.count, device=self.device)
-        cells, inside = self._footprint(slot, place)
+        cells, inside = self.footprint(slot, place)
         self._check(slot, place, cells, inside)
-        self.taken[index, self._layer(slot)] |= cells
+        self.taken[index, self.layer(slot)] |= cells
         placed = place < PLACES
         self.status = self.status.index_put((index, slot), torch.where(placed, PLACED, LEFT))
         self.place = self.place.index_put((index, slot), torch.where(placed, place, 0))
@@ -177,9 +177,9 @@ class SceneLayout:
     def lift(self, slot: Tensor) -> None:
         """Take a slot a row up again, placed or left out: it waits."""
         index = torch.arange(self.count, device=self.device)
-        cells, _ = self._footprint(slot, self.place[index, slot])
+        cells, _ = self.footprint(slot, self.place[index, slot])
         placed = (self.status[index, slot] == PLACED)[:, None, None]
-        self.taken[index, self._layer(slot)] &= ~(cells & placed)
+        self.taken[index, self.layer(slot)] &= ~(cells & placed)
         self.status = self.status.index_put((index, slot), torch.full_like(slot, WAITING))
 
     def score_candidates(self, slot: Tensor, place: Tensor) -> Tensor:
@@ -244,17 +244,17 @@ class SceneLayout:
         """A task's row of a slot: [R, K, ...] -> [N, ...]."""
         return table[self.task, slot]
 
-    def _layer(self, slot: Tensor) -> Tensor:
+    def layer(self, slot: Tensor) -> Tensor:
         """[N] int64: 1 for a flat piece, 0 for a solid one; pieces of one layer do not overlap."""
         return self._flat[self._of(self.tasks.kind, slot).clamp_min(0)].long()
 
     def _blocked(self, slot: Tensor) -> Tensor:
         """[N, G, G] bool: walls, the door's zone, and what lies on the same layer."""
         index = torch.arange(self.count, device=self.device)
-        things = self.taken[index, self._layer(slot)]
+        things = self.taken[index, self.layer(slot)]
         return ~self.tasks.floor[self.task] | self.tasks.door_zone[self.task] | things
 
-    def _footprint(self, slot: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    def footprint(self, slot: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
         """([N, G, G] bool cells of a slot a row at a place; [N] bool: all of them are on the grid)."""
         metres, cells = self._of(self.tasks.metres, slot)[:, None], self._of(self.tasks.cells, slot)[:, None]
         boxes = poses(place[:, None] % PLACES, metres, cells).boxes

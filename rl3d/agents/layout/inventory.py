@@ -55,7 +55,6 @@ RATES: dict[str, tuple[tuple[str, float], ...]] = {
         ("cabinet", 0.9),
         ("bookshelf", 0.2),
         ("plant", 0.7),
-        ("floor lamp", 0.3),
         ("rug", 0.2),
     ),
     "kitchen": (

@@ -141,18 +141,18 @@ def objective(tasks: Tasks, layouts: Layouts) -> tuple[Tensor, dict[str, Tensor]
     kind = tasks.kind[layouts.task]  # [M, K]
     there, placed = kind >= 0, layouts.placed
     at = poses(layouts.place, tasks.metres[layouts.task], tasks.cells[layouts.task])
-    tables = _tables(kind.device)
+    tables = kind_tables(kind.device)
     safe = kind.clamp_min(0)
     solid = placed & ~tables.flat[safe]
     share, sides = walkable(tasks.floor, tasks.seed, layouts.task, at.boxes, solid)
     required = tasks.required[layouts.task]
     weight = there * (1.0 + required)
-    pair, wanted, mirror, mirrored = _pairs(safe, there, placed, at, tables)
+    pair, wanted, mirror, mirrored = wanted_pairs(safe, there, placed, at, tables)
     terms = {
         "placed": _mean(placed.float(), weight),
-        "wall": _mean(_wall(tasks, layouts.task, at) * placed, there & tables.wall[safe]),
+        "wall": _mean(against_wall(tasks, layouts.task, at) * placed, there & tables.wall[safe]),
         "pair": _mean(pair, wanted.float()),
-        "reach": _mean(_reach(sides, at.heading, tables.use[safe]) * placed, there & (tables.use[safe] > 0)),
+        "reach": _mean(reachable(sides, at.heading, tables.use[safe]) * placed, there & (tables.use[safe] > 0)),
         "walk": share,
         "window": _windows(tasks, layouts, at, solid),
         "symmetry": _mean(mirror, mirrored.float()),
@@ -169,7 +169,7 @@ def _mean(values: Tensor, weight: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Tables:
+class KindTables:
     """Properties of kinds as tensors: wall, flat, tall [T] bool, use [T] int64, relation [T, T] int64 (-1: none)."""
 
     wall: Tensor
@@ -178,16 +178,16 @@ class _Tables:
     relation: Tensor
 
 
-_CACHE: dict[str, _Tables] = {}
+_CACHE: dict[str, KindTables] = {}
 
 
-def _tables(device: torch.device) -> _Tables:
+def kind_tables(device: torch.device) -> KindTables:
     if str(device) not in _CACHE:
         relation = torch.full((len(KINDS), len(KINDS)), -1)
         for what, how, others in PAIRS:
             for other in others:
                 relation[NAMES.index(what), NAMES.index(other)] = RELATIONS.index(how)
-        _CACHE[str(device)] = _Tables(
+        _CACHE[str(device)] = KindTables(
             torch.tensor([k.wall for k in KINDS], device=device),
             torch.tensor([k.flat for k in KINDS], device=device),
             torch.tensor([USES.index(k.use) for k in KINDS], device=device),
@@ -196,7 +196,7 @@ def _tables(device: torch.device) -> _Tables:
     return _CACHE[str(device)]
 
 
-def _wall(tasks: Tasks, task: Tensor, at: Poses) -> Tensor:
+def against_wall(tasks: Tasks, task: Tensor, at: Poses) -> Tensor:
     """[M, K]: exp(-gap / 0.2 m) from the middle of the back to the wall behind it."""
     back = (at.heading + 2) % 4
     i = torch.where(back == 0, at.boxes[..., 2] - 1, torch.where(back == 2, at.boxes[..., 0], _middle(at.boxes, 0)))
@@ -209,7 +209,7 @@ def _middle(boxes: Tensor, axis: int) -> Tensor:
     return (boxes[..., axis] + boxes[..., axis + 2]) // 2
 
 
-def _reach(sides: Tensor, heading: Tensor, use: Tensor) -> Tensor:
+def reachable(sides: Tensor, heading: Tensor, use: Tensor) -> Tensor:
     """[M, K]: along how much of its using side a person can come to stand; half of it is enough."""
 
     def side(turn: int) -> Tensor:
@@ -235,8 +235,8 @@ def _windows(tasks: Tasks, layouts: Layouts, at: Poses, solid: Tensor) -> Tensor
     return _mean(1 - (overlap.sum(2) / area.clamp_min(1)).clamp_max(1), tasks.windows[layouts.task][..., 5])
 
 
-def _pairs(
-    kind: Tensor, there: Tensor, placed: Tensor, at: Poses, tables: _Tables
+def wanted_pairs(
+    kind: Tensor, there: Tensor, placed: Tensor, at: Poses, tables: KindTables
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(score, whether it is wanted, mirror score, whether a mirror is wanted), each [M, K]."""
     k = kind.shape[1]

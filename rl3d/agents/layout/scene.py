@@ -16,7 +16,16 @@ from rl3d.agents.layout.folder import Model, placed_mesh
 from rl3d.agents.layout.furniture import KINDS, NAMES, Size, kind_index
 from rl3d.agents.layout.grid import walkable
 from rl3d.agents.layout.inventory import Piece, room_type
-from rl3d.agents.layout.objective import Layouts, _tables, objective, poses, relative
+from rl3d.agents.layout.objective import (
+    Layouts,
+    against_wall,
+    kind_tables,
+    objective,
+    poses,
+    reachable,
+    relative,
+    wanted_pairs,
+)
 from rl3d.agents.layout.pieces import built_in
 from rl3d.agents.layout.rooms import CELL, GRID, Room
 from rl3d.agents.layout.shell import shell
@@ -105,7 +114,7 @@ def measures(tasks: Tasks, layouts: Layouts) -> dict[str, Tensor]:
     """
     score, terms = objective(tasks, layouts)
     kind = tasks.kind[layouts.task].clamp_min(0)
-    tables = _tables(kind.device)
+    tables = kind_tables(kind.device)
     flat = tables.flat[kind]
     at = poses(layouts.place, tasks.metres[layouts.task], tasks.cells[layouts.task])
     r = relative(at, at)
@@ -118,14 +127,12 @@ def measures(tasks: Tasks, layouts: Layouts) -> dict[str, Tensor]:
     high = torch.stack([at.x + at.half[..., 0], at.z + at.half[..., 1]], -1) - 1e-3
     off, in_door = (_touches(cells, low, high) & layouts.placed for cells in (~floor, zone))
     _, sides = walkable(tasks.floor, tasks.seed, layouts.task, at.boxes, layouts.placed & ~flat)
-    from rl3d.agents.layout.objective import _pairs, _reach, _wall
-
     there = tasks.kind[layouts.task] >= 0
-    reach = _reach(sides, at.heading, tables.use[kind]) * layouts.placed
+    reach = reachable(sides, at.heading, tables.use[kind]) * layouts.placed
     used = there & (tables.use[kind] > 0)
-    pair, wanted, _, _ = _pairs(kind, there, layouts.placed, at, tables)
+    pair, wanted, _, _ = wanted_pairs(kind, there, layouts.placed, at, tables)
     walls = there & tables.wall[kind]
-    backed = (_wall(tasks, layouts.task, at) > math.exp(-0.51)) & layouts.placed
+    backed = (against_wall(tasks, layouts.task, at) > math.exp(-0.51)) & layouts.placed
     rules = ((pair >= 0.5) & wanted).sum(1) + (backed & walls).sum(1)
     wishes = wanted.sum(1) + walls.sum(1)
 
