@@ -5,7 +5,8 @@ Pieces come in the order of their footprints, the largest first, and an action i
 are legal, in the form that sb3-contrib's MaskablePPO asks for; an action that is not legal is refused by an error, so
 learners without masks need the wrapper's `repair=True`, which takes a legal place in its stead.
 
-An installed rl3d is found by `gymnasium.make("rl3d/SceneLayout-v0")`; without it, `import rl3d.agents.gym` registers.
+`import rl3d.agents.gym` registers it; `gymnasium.make("rl3d.agents.gym:rl3d/SceneLayout-v0")` does both (gymnasium 1
+no longer looks for plugins by itself).
 """
 
 from __future__ import annotations
