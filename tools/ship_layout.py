@@ -43,8 +43,8 @@ def card(policy: LayoutPolicy, results: dict[str, Any], gains: dict[str, tuple[f
         "",
         f"{sum(p.numel() for p in policy.parameters()):,} parameters (half precision), {policy.proposals} proposed "
         "places a piece. Trained from nothing by PPO on rooms that `rl3d.agents.layout.tasks` draws; no data set, no "
-        "picture and no scan of a room was used. 160 updates of 1,024 decisions with 48 proposals (`rl3d layout train`), "
-        "then 70 more from those weights with 64 proposals, rate 0.0012 falling to 0, entropy weight 0.002, seed 2. "
+        "picture and no scan of a room was used. 160 updates of 1,024 decisions, 48 proposals (`rl3d layout train`) "
+        "and 70 more from those weights with 64 proposals, rate 0.0012 falling to 0, entropy weight 0.002, seed 2. "
         "Both saw an objective without the 5 cm that a nightstand may stand off its bed today.",
         "",
         f"On {one['rooms']} unseen rooms of six types, mean score (the objective, in [0, 1]) at equal reward calls:",

@@ -38,10 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     generate.add_argument("--furniture", metavar="DIR", help="meshes of your own (default: simple built-in pieces)")
     generate.add_argument("--by", choices=("policy", "greedy", "anneal"), default="policy", help="default: policy")
     generate.add_argument(
-        "--tries", type=int, metavar="N", help="rooms to choose from (16), places a piece (64), or reward calls (1000)"
+        "--tries", type=int, metavar="N", help="rooms to choose from (32), places a piece (64), or reward calls (1000)"
     )
     generate.add_argument(
-        "--polish", type=int, default=200, metavar="N", help="small improvements after the policy, 0 for none (200)"
+        "--polish", type=int, default=0, metavar="N", help="moves of a cold annealing after the policy (0)"
     )
     generate.add_argument("--policy", metavar="DIR", help="a policy of rl3d layout train (default: the embedded one)")
     generate.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
@@ -81,7 +81,7 @@ def _generate(args: argparse.Namespace) -> int:
     from rl3d.agents.layout.inventory import room_type
     from rl3d.agents.layout.rooms import parse_size
 
-    tries = args.tries if args.tries is not None else {"policy": 16, "greedy": 64, "anneal": 1000}[args.by]
+    tries = args.tries if args.tries is not None else {"policy": 32, "greedy": 64, "anneal": 1000}[args.by]
     checks.whole_number("--tries", tries, 1, 100_000)
     out = Path(args.out)
     if out.suffix.lower() != ".glb":

@@ -45,8 +45,8 @@ class LayoutOptions:
     door: float | None = None
     l_shaped: bool | None = None
     by: By = "policy"
-    tries: int = 16
-    polish: int = 200
+    tries: int = 32
+    polish: int = 0
     seed: int = 0
     policy: Path | None = None
 
