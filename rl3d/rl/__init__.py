@@ -16,6 +16,7 @@ from rl3d.rl.advantages import (
     pushed,
 )
 from rl3d.rl.constraint import ConstraintOptions, ConstraintState, constrained_advantages, updated
+from rl3d.rl.distributions import Beta, Distribution, Gaussian, MaskedCategorical, ObjectThenCell
 from rl3d.rl.forward_process import (
     NFTNumbers,
     awm,
@@ -38,23 +39,32 @@ from rl3d.rl.guards import (
     within_budget,
 )
 from rl3d.rl.kl import gaussian_kl, gaussian_log_prob, k1, k2, k3
+from rl3d.rl.normalise import ReturnScale, RunningMoments
 from rl3d.rl.numbers import as_floats
 from rl3d.rl.policy_gradient import PolicyNumbers, clipped_surrogate, dpok, grpo, reinforce
 from rl3d.rl.preference import PreferenceNumbers, d3po, diffusion_dpo, mesh_rft_masks, token_dpo
+from rl3d.rl.returns import gae, standardised, value_loss
 from rl3d.rl.reward_difference import DifferenceNumbers, prdp, rebel, zigal
 
 __all__ = [
     "Advantages",
+    "Beta",
     "ConstraintOptions",
     "ConstraintState",
     "DecoupledAdvantages",
     "DifferenceNumbers",
+    "Distribution",
+    "Gaussian",
     "GradientReport",
+    "MaskedCategorical",
     "NFTNumbers",
+    "ObjectThenCell",
     "PolicyNumbers",
     "PreferenceNumbers",
+    "ReturnScale",
     "RewardBuffer",
     "Round",
+    "RunningMoments",
     "StopOptions",
     "StopState",
     "as_floats",
@@ -70,6 +80,7 @@ __all__ = [
     "diffusion_dpo",
     "dpok",
     "exponential_weights",
+    "gae",
     "gaussian_kl",
     "gaussian_log_prob",
     "group_advantages",
@@ -88,8 +99,10 @@ __all__ = [
     "reinforce",
     "reward_weighted_regression",
     "squared_error",
+    "standardised",
     "token_dpo",
     "updated",
+    "value_loss",
     "watched",
     "within_budget",
     "zigal",
