@@ -225,7 +225,8 @@ def validation(model, fixed, autocast, coarse_above) -> dict[str, float]:  # typ
 
 def save(folder: Path, model, ema, optimizers, state: dict) -> None:  # type: ignore[no-untyped-def]
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {f"model.{k}": v.contiguous() for k, v in model.state_dict().items()}
+    # Copies: of tied weights, which the file format would refuse.
+    tensors = {f"model.{k}": v.clone().contiguous() for k, v in model.state_dict().items()}
     tensors |= {f"ema.{k}": v.contiguous() for k, v in ema.shadow.items()}
     names = {p: n for n, p in model.named_parameters()}
     for parameter, entry in (item for optimizer in optimizers for item in optimizer.state.items()):
