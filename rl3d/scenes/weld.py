@@ -20,8 +20,12 @@ def position_groups(vertices: NDArray[np.floating], tolerance: float) -> NDArray
 
     Not a grid: two vertices closer than the tolerance always meet, wherever they lie.
     """
-    unique, inverse = np.unique(vertices, axis=0, return_inverse=True)
-    inverse = inverse.reshape(-1)
+    order = np.lexsort(vertices.T[::-1])  # np.unique of rows does the same, four times as slowly
+    starts = np.ones(len(order), bool)
+    starts[1:] = (vertices[order[1:]] != vertices[order[:-1]]).any(1)
+    unique = vertices[order[starts]]
+    inverse = np.empty(len(order), np.int64)
+    inverse[order] = np.cumsum(starts) - 1
     if tolerance <= 0 or len(unique) < 2:
         return inverse
     pairs = cKDTree(unique).query_pairs(tolerance, output_type="ndarray")
