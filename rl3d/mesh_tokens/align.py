@@ -1,0 +1,286 @@
+"""Preference alignment of the mesh model: M-DPO and its relatives on a set of pairs.
+
+    l_t   = log pi(y_t | y_<t, x) - log pi_ref(y_t | y_<t, x)
+    L+    = sum_t phi_t(y+) l_t(y+)          good faces of the winner
+    L-    = sum_t (1 - phi_t(y-)) l_t(y-)    bad faces of the loser
+    L     = -log sigma(beta (L+ - L-)) + w_sft NLL(y+)       M-DPO (Mesh-RFT, 2505.16761), with an SFT term
+
+`masked=False` sums over all tokens: DPO. What the papers call S-DPO, N-DPO and DeepMesh's DPO are that loss on pairs
+by three metrics, by one, or by people, see `pairs.PairRule`. `window` cuts both sides to the same places (tDPO of
+QuadGPT, 2509.21420). The context is never cut or masked, only the sum. The reference is the model at the start; its
+log-probabilities are computed once, on the grammar's support like the policy's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from rl3d.errors import InputError
+from rl3d.files import write_json
+from rl3d.mesh_tokens.candidates import condition_of
+from rl3d.mesh_tokens.model import MeshLM
+from rl3d.mesh_tokens.pair_files import PairSet, Shape
+from rl3d.mesh_tokens.sampling import sequence_log_probs
+from rl3d.mesh_tokens.tokenizer import Tokenizer
+from rl3d.randomness import generator_for
+from rl3d.ranges import need, need_share
+from rl3d.reconstruct.leaves import read_leaves, readable, restore_moments, save_leaves
+from rl3d.rl import as_floats, mesh_rft_masks, token_dpo
+from rl3d.runs import Run
+
+CHECKPOINT = "align.safetensors"
+
+
+@dataclass(frozen=True)
+class AlignOptions:
+    """How the model learns from pairs.
+
+    Attributes:
+        masked: M-DPO; False: all tokens count. good_above: a face's quality from which phi is 1.
+        window: so many tokens of both sides count, from one random place; 0: all.
+        reduce: "sum" as in the papers, "mean" divides by the tokens that count; beta goes with it.
+        sft: weight of the winner's mean -log p.
+        pairs: a step. micro_batch: pairs at once. warmup: steps until the whole rate.
+    """
+
+    masked: bool = True
+    good_above: float = 0.5
+    window: int = 0
+    reduce: Literal["sum", "mean"] = "sum"
+    beta: float = 0.1
+    sft: float = 0.1
+    lr: float = 1e-5
+    steps: int = 200
+    pairs: int = 8
+    micro_batch: int = 4
+    warmup: int = 10
+    clip_norm: float = 1.0
+    save_every: int = 25
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        need_share(self, "align", "good_above")
+        for name in ("steps", "pairs", "micro_batch", "save_every"):
+            need(getattr(self, name) >= 1, f"align.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("window", "sft", "warmup", "seed"):
+            need(getattr(self, name) >= 0, f"align.{name} must not be negative, got {getattr(self, name)}")
+        for name in ("beta", "lr", "clip_norm"):
+            value = getattr(self, name)
+            need(math.isfinite(value) and value > 0, f"align.{name} must be positive, got {value}")
+        need(self.reduce in ("sum", "mean"), f"align.reduce must be sum or mean, got {self.reduce!r}")
+
+
+def good_tokens(
+    tokens: NDArray[np.integer], quality: NDArray[np.floating], tokenizer: Tokenizer, above: float
+) -> NDArray[np.bool_]:
+    """phi [T - 1] of each next token: False where any face that depends on it is worse than `above`.
+
+    Tokens of no face, such as the end, are good. A candidate that failed has no faces: all of it is bad.
+
+    Raises:
+        InputError: qualities of another number of faces than the tokens write.
+    """
+    if len(quality) == 0:
+        return np.zeros(len(tokens) - 1, bool)
+    decoded = tokenizer.decode(tokens)
+    if decoded.face_count != len(quality):
+        raise InputError(f"the tokens write {decoded.face_count} faces, but {len(quality)} have a quality; score again")
+    good = np.ones(len(tokens), bool)
+    token, face = decoded.token_faces.T
+    good[token[quality[face] < above]] = False
+    return good[1:]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate as tensors: tokens [T], phi [T - 1], the reference's log-probabilities [T - 1], and its shape."""
+
+    tokens: Tensor
+    good: Tensor
+    reference: Tensor
+    shape: Shape
+
+
+def prepared(model: MeshLM, pairs: PairSet, options: AlignOptions) -> dict[str, Row]:
+    """The rows of all candidates that some pair names; `model` is the reference.
+
+    Raises:
+        InputError: no pairs, or tokens that the model's grammar forbids: they are of another tokenizer.
+    """
+    names = list(dict.fromkeys(name for p in pairs.pairs for name in (p.winner, p.loser)))
+    if not names:
+        raise InputError("the set has no pairs; draw more candidates, or loosen the rule")
+    rows, tokenizer = {}, model.config.tokenizer
+    for name in names:
+        candidate = pairs.candidates[name]
+        good = good_tokens(candidate.tokens, candidate.quality, tokenizer, options.good_above)
+        tokens = torch.from_numpy(candidate.tokens.astype(np.int64))
+        shape = pairs.shapes[candidate.shape]
+        with torch.no_grad():
+            log_probs, _ = sequence_log_probs(model, tokens[None], condition_of([shape], model.config))
+        if not bool(torch.isfinite(log_probs).all()):
+            raise InputError(f"candidate {name!r} breaks the grammar of the model ({tokenizer}); make the set with it")
+        rows[name] = Row(tokens, torch.from_numpy(good), log_probs[0], shape)
+    return rows
+
+
+def pair_loss(
+    model: MeshLM, rows: list[tuple[Row, Row]], starts: Tensor, options: AlignOptions
+) -> tuple[Tensor, dict[str, float]]:
+    """Mean loss of some pairs (winner, loser), and numbers to log.
+
+    Args:
+        starts: [B] in [0, 1), where the window begins, as a share of the places that it can.
+    """
+    flat = [row for pair in rows for row in pair]
+    tokens = pad_sequence([r.tokens for r in flat], True, model.config.tokenizer.vocabulary.pad)
+    condition = condition_of([r.shape for r in flat], model.config)
+    log_probs, real = sequence_log_probs(model, tokens, condition)
+    reference = pad_sequence([r.reference for r in flat], True)
+    good = pad_sequence([r.good for r in flat], True)
+    counts = real
+    if options.window:
+        longest = real.sum(1).view(-1, 2).amax(1)  # of both sides: they share the places
+        first = (starts * (longest - options.window + 1).clamp_min(1)).long().repeat_interleave(2)[:, None]
+        place = torch.arange(real.shape[1])
+        counts = real & (place >= first) & (place < first + options.window)
+    mask_w, mask_l = counts[::2], counts[1::2]
+    if options.masked:
+        mask_w, mask_l = mesh_rft_masks(good[::2], good[1::2], mask_w, mask_l)
+    loss, numbers = token_dpo(
+        log_probs[::2],
+        log_probs[1::2],
+        reference[::2],
+        reference[1::2],
+        beta=options.beta,
+        mask_w=mask_w,
+        mask_l=mask_l,
+        reduce=options.reduce,
+    )
+    nll = -(log_probs[::2] * real[::2]).sum() / real[::2].sum()
+    shown = {**as_floats(numbers), "preference": float(loss.detach()), "nll": float(nll.detach())}
+    shown |= {"tokens_winner": float(mask_w.sum(1).float().mean()), "tokens_loser": float(mask_l.sum(1).float().mean())}
+    return loss + options.sft * nll, shown
+
+
+def chosen(pairs: int, options: AlignOptions, step: int) -> list[int]:
+    """Which pairs a step shows: every one once an epoch, in an order of its own."""
+    first = step * options.pairs
+    out = []
+    for place in range(first, first + options.pairs):
+        epoch, at = divmod(place, pairs)
+        out.append(int(torch.randperm(pairs, generator=generator_for(options.seed, 0, epoch))[at]))
+    return out
+
+
+def align(
+    model: MeshLM,
+    pairs: PairSet,
+    options: AlignOptions,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    progress: Callable[[int, int, Mapping[str, float]], None] = lambda step, of, numbers: None,
+) -> Path:
+    """Tune all weights of `model`, in place.
+
+    Args:
+        resume: go on with the unfinished run in `out`; the result is that of an uninterrupted one.
+        progress: called after every step with its number, of how many, and what is logged.
+
+    Returns:
+        The folder of the tuned model, in the format of transformers.
+
+    Raises:
+        InputError: see `prepared`; a folder that cannot be written or holds another run.
+        ConfigError: a run with other options is to be resumed.
+        AssetError: its checkpoint cannot be read.
+    """
+    out = Path(out)
+    rows = prepared(model, pairs, options)
+    duels = [(rows[p.winner], rows[p.loser]) for p in pairs.pairs]
+    leaves = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(leaves.values(), lr=options.lr, betas=(0.9, 0.98), weight_decay=0.0)
+    config = {"align": asdict(options), "pairs": [asdict(p) for p in pairs.pairs], "set": dict(pairs.facts)}
+    with Run.open(out, config, ["rl3d", "mesh", "align"], resume=resume) as run:
+        state, step = out / CHECKPOINT, 0
+        if state.exists() and not run.finished:
+            step = _restored(state, leaves, optimizer)
+        run.rewind("align", step)
+        last: dict[str, float] = {}
+        while step < options.steps and not run.finished:
+            for group in optimizer.param_groups:
+                group["lr"] = options.lr * min(1.0, (step + 1) / max(1, options.warmup))
+            last = _step(model, optimizer, duels, options, step)
+            step += 1
+            run.log("align", step, **last)
+            progress(step, options.steps, last)
+            if step % options.save_every == 0 or step == options.steps:
+                save_leaves(state, leaves, optimizer, {"step": step})
+        if not run.finished:
+            model.save_pretrained(out / "model", safe_serialization=True)
+            write_json(out / "model" / "aligned.json", config["align"])
+            run.finish(report(pairs, options, last))
+            state.unlink(missing_ok=True)
+    return out / "model"
+
+
+def _step(
+    model: MeshLM,
+    optimizer: torch.optim.Optimizer,
+    duels: list[tuple[Row, Row]],
+    options: AlignOptions,
+    step: int,
+) -> dict[str, float]:
+    mine = [duels[i] for i in chosen(len(duels), options, step)]
+    starts = torch.rand(len(mine), generator=generator_for(options.seed, 1, step))
+    optimizer.zero_grad(set_to_none=True)
+    shown: dict[str, float] = {}
+    for begin in range(0, len(mine), options.micro_batch):
+        part = slice(begin, begin + options.micro_batch)
+        loss, numbers = pair_loss(model, mine[part], starts[part], options)
+        share = len(mine[part]) / len(mine)
+        (loss * share).backward()
+        for name, value in numbers.items():
+            shown[name] = shown.get(name, 0.0) + share * value
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
+    if not math.isfinite(float(norm)):
+        raise InputError(f"the gradient is not finite at step {step}; lower align.lr or align.beta and resume")
+    optimizer.step()
+    return {**shown, "gradient_norm": float(norm)}
+
+
+def _restored(path: Path, leaves: Mapping[str, Tensor], optimizer: torch.optim.AdamW) -> int:
+    with readable(path):
+        tensors, facts = read_leaves(path, "cpu")
+        with torch.no_grad():
+            for name, leaf in leaves.items():
+                leaf.copy_(tensors[name])
+        restore_moments(optimizer, leaves, tensors)
+        return int(facts["step"])
+
+
+def report(pairs: PairSet, options: AlignOptions, last: Mapping[str, float]) -> dict[str, Any]:
+    """What the run was and how it ended; a winner that became less likely is said."""
+    warnings = []
+    if last.get("winner", 0.0) < 0:
+        warnings.append("the winners became less likely than they were: raise align.sft or lower align.lr")
+    if last.get("margin", 0.0) > 10:
+        warnings.append("the pairs are saturated: lower align.beta, or take align.reduce=mean")
+    return {
+        "pairs": len(pairs.pairs),
+        "by": {author: sum(p.by == author for p in pairs.pairs) for author in ("metrics", "human")},
+        "last": dict(last),
+        "warnings": warnings,
+        "options": asdict(options),
+    }
