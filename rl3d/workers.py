@@ -4,13 +4,18 @@ unless there are several."""
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 # By any of these accelerate knows that it was launched: torch's launcher, which it uses itself, and those of MPI.
 LAUNCHERS = ("LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
 ONE_INSTEAD = (
     "accelerate launch started one process only; --num_processes needs --multi_gpu in place of --cpu, on a CPU too"
 )
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -81,3 +86,35 @@ def launched_one_of_many() -> bool:
     """Whether `accelerate launch` was asked for several processes, and began a single one, as it does on CPUs."""
     asked = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
     return asked and not launched()
+
+
+def spread(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    processes: int,
+    prepare: Callable[..., None] | None = None,
+    arguments: tuple[Any, ...] = (),
+) -> Iterator[Result]:
+    """`function` of every item, in their order, by so many fresh processes of one thread each.
+
+    All of it must be importable: no lambdas.
+
+    Args:
+        prepare: called with `arguments` once in each process, before its first item.
+    """
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+
+    # Fresh ones: what OpenMP and numba's threads hold does not survive a fork.
+    start = multiprocessing.get_context("spawn")
+    setting = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")}
+    os.environ.update(dict.fromkeys(setting, "1"))  # children read it when they load torch and numba
+    try:
+        with ProcessPoolExecutor(processes, start, prepare, arguments) as pool:
+            yield from pool.map(function, items)
+    finally:
+        for name, value in setting.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rl3d.errors import ConfigError, InputError
 
-SCENE_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off", ".splat", ".safetensors")
+MESH_SUFFIXES = (".glb", ".gltf", ".obj", ".ply", ".stl", ".off")
+SCENE_SUFFIXES = (*MESH_SUFFIXES, ".splat", ".safetensors")
 
 
 def whole_number(name: str, value: int, least: int, most: int) -> int:
@@ -32,6 +33,30 @@ def scene_file(name: str) -> Path:
     if path.stat().st_size == 0:
         raise InputError(f"{name} is empty (0 bytes); export it again")
     return path
+
+
+def mesh_file(name: str) -> Path:
+    """A file that may hold a mesh; its content is judged by the reader."""
+    path = Path(name)
+    if not path.is_file():
+        raise InputError(f"{name} is a folder; give a file" if path.is_dir() else f"no such file: {name}")
+    if path.suffix.lower() not in MESH_SUFFIXES:
+        raise InputError(f"{name} is no mesh file that rl3d reads; known: {', '.join(MESH_SUFFIXES)}")
+    return path
+
+
+def mesh_files(names: list[str]) -> list[Path]:
+    """Mesh files as they come; a folder stands for those in it, sorted by name."""
+    paths: list[Path] = []
+    for name in names:
+        if not Path(name).is_dir():
+            paths.append(mesh_file(name))
+            continue
+        found = sorted(p for p in Path(name).iterdir() if p.suffix.lower() in MESH_SUFFIXES and p.is_file())
+        if not found:
+            raise InputError(f"the folder {name} holds no mesh files; known: {', '.join(MESH_SUFFIXES)}")
+        paths += found
+    return paths
 
 
 def config_file(name: str) -> Path:

@@ -27,6 +27,7 @@ COMMANDS = {
     "finetune": "tune a multi-view prior on a reward",
     "render": "render a turntable of a mesh, splat or field file",
     "score": "judge how well 3D files match a sentence",
+    "mesh": "measure meshes: topology, quads, distances from a reference",
     "rewards": "list the embedded rewards, or check whether one prefers a hack",
     "doctor": "report what this installation can do and what is broken",
 }

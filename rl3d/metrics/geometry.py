@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from rl3d.errors import InputError
+from rl3d.metrics.surfaces import Array, Indices, Surface, as_surface
 from rl3d.metrics.tree import Tree, build, nearest
-from rl3d.metrics.surface import Array, Indices, Surface, as_surface
 from rl3d.scenes.mesh import Mesh
 
 FARTHEST = 1.0  # longest sides of the reference

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rl3d.metrics.surface import Array, Flags, Indices, Surface, as_surface
+from rl3d.metrics.surfaces import Array, Flags, Indices, Surface, as_surface
 from rl3d.scenes.mesh import Mesh
 
 WEIGHTS = {"quad_ratio": 0.4, "angle_quality": 0.2, "aspect_ratio": 0.3, "adjacent_consistency": 0.1}  # Mesh-RFT
@@ -170,7 +170,7 @@ def _by_polygon(polygon: Indices, face: Indices, other: Indices, allowed: Flags)
 
 
 def _greedy(face: Indices, other: Indices, quality: Array, allowed: Flags, n_faces: int) -> Indices:
-    """Candidates by descending quality, each face once. A loop in plain Python: 15,000 steps take a millisecond or two."""
+    """Candidates by descending quality, each face once."""
     candidates = np.flatnonzero(allowed)
     order = candidates[
         np.lexsort((other[candidates], face[candidates], -np.rint(quality[candidates] / _SAME).astype(np.int64)))

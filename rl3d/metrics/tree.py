@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl3d.metrics import tree_cpu
-from rl3d.metrics.surface import Array, Flags, Indices
+from rl3d.metrics.surfaces import Array, Flags, Indices
 
 LEAF = 4  # triangles in a lowest box, about
 

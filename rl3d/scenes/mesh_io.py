@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
@@ -44,6 +44,7 @@ _WRITERS: dict[str, Callable[[Mesh, Path], None]] = {
     **dict.fromkeys(USD_SUFFIXES, write_usd),
 }
 MESH_SUFFIXES = tuple(_READERS)
+Read = TypeVar("Read")
 
 
 def _pick(path: Path, table: dict[str, Callable], verb: str) -> Callable:
@@ -70,10 +71,28 @@ def load_mesh(path: str | Path) -> Mesh:
     Raises:
         InputError: missing, empty, truncated or other file; no faces; NaN, infinite or absurd vertices; bad indices.
     """
+    return _read(path, bake)
+
+
+def load_polygons(path: str | Path) -> RawMesh:
+    """The shape in a mesh file with its polygons, without making one colour source of its materials.
+
+    Raises:
+        InputError: as `load_mesh`.
+    """
+
+    def checked(raw: RawMesh, where: str) -> RawMesh:
+        check_geometry(raw.vertices, raw.faces, where)
+        return raw
+
+    return _read(path, checked)
+
+
+def _read(path: str | Path, finish: Callable[[RawMesh, str], Read]) -> Read:
     path = Path(path)
     reader = _pick(path, _READERS, "read")
     try:
-        return bake(reader(path), str(path))
+        return finish(reader(path), str(path))
     except InputError:
         raise
     except Exception as error:  # whatever a damaged file provokes: a wrong type in the JSON, a missing key, ...

@@ -36,6 +36,7 @@ def read_obj(path: Path) -> RawMesh:
     faces: list[tuple[int, int, int]] = []
     face_uvs: list[tuple[int, int, int]] = []
     face_material: list[int] = []
+    polygon: list[int] = []
     materials: dict[str, Material] = {}
     names: list[str] = []
     current = -1
@@ -58,6 +59,7 @@ def read_obj(path: Path) -> RawMesh:
                     faces.append((corners[0][0], b[0], c[0]))
                     face_uvs.append((corners[0][1], b[1], c[1]))
                     face_material.append(current)
+                    polygon.append(number)
             elif key == "mtllib":
                 materials |= _read_mtl(path, rest.strip())
             elif key == "usemtl":
@@ -91,6 +93,7 @@ def read_obj(path: Path) -> RawMesh:
         materials=[materials.get(n, Material()) for n in names],
         face_material=np.array(face_material, np.int64),
         vertex_colours=colours,
+        polygon=np.array(polygon, np.int64),
     )
 
 

@@ -75,6 +75,7 @@ def parse_ply_mesh(data: bytes, header: ply.Header, path: Path) -> RawMesh:
         face_material=np.zeros(len(faces), np.int64) if uvs is not None and texture is not None else None,
         vertex_colours=_rgb(vertex),
         face_colours=None if face_rgb is None else face_rgb[of_face],
+        polygon=of_face,
     )
 
 

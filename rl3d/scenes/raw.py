@@ -34,6 +34,7 @@ class RawMesh:
         uvs: [T, 2] and face_uvs: [F, 3] int64 (-1 where a face has none), or None.
         materials: the list that face_material [F] points into (-1: none).
         vertex_colours: [N, 3]. face_colours: [F, 3].
+        polygon: [F] int64 which polygon of the file a triangle comes from, or None where the format has triangles only.
     """
 
     vertices: NDArray[np.float64]
@@ -44,6 +45,7 @@ class RawMesh:
     face_material: NDArray[np.int64] | None = None
     vertex_colours: NDArray[np.float64] | None = None
     face_colours: NDArray[np.float64] | None = None
+    polygon: NDArray[np.int64] | None = None
 
 
 def bake(raw: RawMesh, where: str) -> Mesh:

@@ -82,6 +82,7 @@ def read_off(path: Path) -> RawMesh:
     vertices: list[list[float]] = []
     faces: list[tuple[int, int, int]] = []
     colours: list[list[float]] = []
+    polygon: list[int] = []
     try:
         n_vertices, n_faces = int(lines[0][0]), int(lines[0][1])
         if n_vertices < 0 or n_faces < 0 or len(lines) - 1 < n_vertices + n_faces:
@@ -98,6 +99,7 @@ def read_off(path: Path) -> RawMesh:
             extra = lines[at][1 + len(corners) :]
             for b, c in pairwise(corners[1:]):
                 faces.append((corners[0], b, c))
+                polygon.append(at)
                 if len(extra) >= 3:
                     colours.append(_colour(extra))
     except (ValueError, IndexError) as error:
@@ -114,6 +116,7 @@ def read_off(path: Path) -> RawMesh:
         np.array(faces, np.int64).reshape(-1, 3),
         vertex_colours=vertex_colours,
         face_colours=np.array(colours) if colours and len(colours) == len(faces) else None,
+        polygon=np.array(polygon, np.int64),
     )
 
 

@@ -12,8 +12,10 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from rl3d.metrics.surface import Indices, Surface, as_surface
+from rl3d.metrics.surfaces import Flags, Indices, Surface, as_surface
 from rl3d.scenes.mesh import Mesh
+
+NEEDLE = np.deg2rad(1.0)
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Topology:
         vertex_manifold: the faces around every vertex are one fan.
         manifold: both.
         degenerate_ratio: faces without an area (collapsed, or corners on a line) / faces; 1 without faces.
+        needle_ratio: faces with an angle under 1 degree, or degenerate / faces; 1 without faces.
         duplicate_ratio: faces said before, in whatever winding / faces.
         components: parts that share no vertex. euler: vertices - edges + faces.
     """
@@ -48,6 +51,7 @@ class Topology:
     vertex_manifold: bool
     manifold: bool
     degenerate_ratio: float
+    needle_ratio: float
     duplicate_ratio: float
     components: int
     euler: int
@@ -63,7 +67,7 @@ def topology(mesh: Mesh | Surface) -> Topology:
     n_faces, kept, edges = len(surface.faces), surface.kept, surface.edges
     n_edges = len(edges.count)
     if n_edges == 0:
-        return Topology(n_faces, 0, 0, 0, 1.0, 1.0, 0.0, False, False, False, False, False, 1.0, 0.0, 0, 0)
+        return Topology(n_faces, 0, 0, 0, 1.0, 1.0, 0.0, False, False, False, False, False, 1.0, 1.0, 0.0, 0, 0)
     corners = surface.faces[kept]
     used = np.unique(corners)
     boundary, crowded = edges.count == 1, edges.count > 2
@@ -88,10 +92,17 @@ def topology(mesh: Mesh | Surface) -> Topology:
         vertex_manifold=vertex_manifold,
         manifold=edge_manifold and vertex_manifold,
         degenerate_ratio=float(surface.degenerate.mean()),
+        needle_ratio=float((surface.degenerate | _needles(surface)).mean()),
         duplicate_ratio=float(surface.duplicate.mean()),
         components=len(np.unique(part[used])),
         euler=len(used) - n_edges + len(kept),
     )
+
+
+def _needles(surface: Surface) -> Flags:
+    """[F] the smallest angle, between the two longest sides, is under 1 degree: area = a b sin(angle) / 2."""
+    _, middle, longest = np.sort(surface.lengths, 1).T
+    return 2 * surface.areas < np.sin(NEEDLE) * middle * longest
 
 
 def _single_fans(surface: Surface) -> bool:
