@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from rl3d.cli import mesh_score
+from rl3d.cli import mesh_align, mesh_label, mesh_pairs, mesh_score
 
-ACTIONS = {"score": (mesh_score, "measure topology, quads and distances from a reference")}
+ACTIONS = {
+    "score": (mesh_score, "measure topology, quads and distances from a reference"),
+    "pairs": (mesh_pairs, "draw candidates of shapes, and keep the pairs in which one is better"),
+    "label": (mesh_label, "show pairs in a browser, and write down which mesh a person prefers"),
+    "align": (mesh_align, "tune the mesh model on preference pairs (M-DPO, DPO, tDPO)"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,3 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     module, _ = ACTIONS[args.action]
     return module.run(args)
+
+
+def can_resume(args: argparse.Namespace) -> bool:
+    """Whether the interrupted action left a run to go on with."""
+    module, _ = ACTIONS[args.action]
+    asked = getattr(module, "can_resume", None)
+    return asked is not None and bool(asked(args))

@@ -14,10 +14,11 @@ log-probabilities are computed once, on the grammar's support like the policy's.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,57 +28,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rl3d.errors import InputError
 from rl3d.files import write_json
+from rl3d.mesh_tokens.align_options import AlignOptions
 from rl3d.mesh_tokens.candidates import condition_of
 from rl3d.mesh_tokens.model import MeshLM
 from rl3d.mesh_tokens.pair_files import PairSet, Shape
 from rl3d.mesh_tokens.sampling import sequence_log_probs
 from rl3d.mesh_tokens.tokenizer import Tokenizer
 from rl3d.randomness import generator_for
-from rl3d.ranges import need, need_share
 from rl3d.reconstruct.leaves import read_leaves, readable, restore_moments, save_leaves
 from rl3d.rl import as_floats, mesh_rft_masks, token_dpo
 from rl3d.runs import Run
 
 CHECKPOINT = "align.safetensors"
-
-
-@dataclass(frozen=True)
-class AlignOptions:
-    """How the model learns from pairs.
-
-    Attributes:
-        masked: M-DPO; False: all tokens count. good_above: a face's quality from which phi is 1.
-        window: so many tokens of both sides count, from one random place; 0: all.
-        reduce: "sum" as in the papers, "mean" divides by the tokens that count; beta goes with it.
-        sft: weight of the winner's mean -log p.
-        pairs: a step. micro_batch: pairs at once. warmup: steps until the whole rate.
-    """
-
-    masked: bool = True
-    good_above: float = 0.5
-    window: int = 0
-    reduce: Literal["sum", "mean"] = "sum"
-    beta: float = 0.1
-    sft: float = 0.1
-    lr: float = 1e-5
-    steps: int = 200
-    pairs: int = 8
-    micro_batch: int = 4
-    warmup: int = 10
-    clip_norm: float = 1.0
-    save_every: int = 25
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        need_share(self, "align", "good_above")
-        for name in ("steps", "pairs", "micro_batch", "save_every"):
-            need(getattr(self, name) >= 1, f"align.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("window", "sft", "warmup", "seed"):
-            need(getattr(self, name) >= 0, f"align.{name} must not be negative, got {getattr(self, name)}")
-        for name in ("beta", "lr", "clip_norm"):
-            value = getattr(self, name)
-            need(math.isfinite(value) and value > 0, f"align.{name} must be positive, got {value}")
-        need(self.reduce in ("sum", "mean"), f"align.reduce must be sum or mean, got {self.reduce!r}")
 
 
 def good_tokens(
@@ -212,7 +174,7 @@ def align(
     leaves = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(leaves.values(), lr=options.lr, betas=(0.9, 0.98), weight_decay=0.0)
     config = {"align": asdict(options), "pairs": [asdict(p) for p in pairs.pairs], "set": dict(pairs.facts)}
-    with Run.open(out, config, ["rl3d", "mesh", "align"], resume=resume) as run:
+    with Run.open(out, config, sys.argv, resume=resume) as run:
         state, step = out / CHECKPOINT, 0
         if state.exists() and not run.finished:
             step = _restored(state, leaves, optimizer)

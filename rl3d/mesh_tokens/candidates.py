@@ -8,12 +8,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl3d.data.asset_set import AssetSet
 from rl3d.data.batches import word_ids
 from rl3d.errors import InputError
+from rl3d.mesh_tokens.batches import PLAIN, drawn_cloud
 from rl3d.mesh_tokens.condition import Condition
 from rl3d.mesh_tokens.model import MeshLM, MeshLMConfig
 from rl3d.mesh_tokens.pair_files import Candidate, Pair, PairSet, Shape
 from rl3d.mesh_tokens.pairs import PairRule, dominance
+from rl3d.mesh_tokens.quantise import to_bins
 from rl3d.mesh_tokens.sampling import SampleOptions, sample
 from rl3d.metrics import Gates, MeshScore, Reference, face_quality, reference, score_mesh, surface, worst_score
 from rl3d.randomness import seed_for
@@ -38,6 +41,30 @@ def condition_of(shapes: Sequence[Shape], config: MeshLMConfig) -> Condition:
         return Condition(words=words, faces=faces)
     there = torch.tensor([len(s.points) > 0 for s in shapes])
     return Condition(clouds[..., :3].contiguous(), clouds[..., 3:].contiguous(), there, words, faces)
+
+
+def asked(
+    assets: AssetSet, chosen: Sequence[int], config: MeshLMConfig, seed: int
+) -> tuple[dict[str, Shape], dict[str, Mesh]]:
+    """Shapes out of an asset set, asked by points, caption and their own number of faces, and the meshes themselves.
+
+    Returns:
+        shapes and references by name, both in the tokenizer's box.
+
+    Raises:
+        InputError: a mesh that has no tokens.
+    """
+    shapes, references = {}, {}
+    for i in chosen:
+        vertices, corners, _ = assets.mesh(i)
+        bins, frame = to_bins(vertices, corners, config.bins)
+        mesh = Mesh(torch.from_numpy(frame.to_unit(vertices)).float(), torch.from_numpy(corners.copy()))
+        points, normals = drawn_cloud(mesh, config.cloud_points, PLAIN, np.random.default_rng([seed, i]))
+        record = assets.records[i]
+        name = f"{i:05d} {record.caption}"
+        shapes[name] = Shape(torch.cat([points, normals], 1).numpy(), record.caption, len(bins.faces))
+        references[name] = mesh
+    return shapes, references
 
 
 def scores_of(found: MeshScore) -> dict[str, float]:

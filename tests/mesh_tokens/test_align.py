@@ -15,7 +15,8 @@ from tiny_mesh_pairs import BINS, box, pairs_of_boxes
 
 from rl3d.errors import ConfigError, InputError
 from rl3d.mesh_tokens import align as module
-from rl3d.mesh_tokens.align import AlignOptions, align, chosen, good_tokens, pair_loss, prepared
+from rl3d.mesh_tokens.align import align, chosen, good_tokens, pair_loss, prepared
+from rl3d.mesh_tokens.align_options import AlignOptions
 from rl3d.mesh_tokens.candidates import condition_of, draw_candidates, pair_set
 from rl3d.mesh_tokens.model import MeshLM, MeshLMConfig, load_mesh_lm
 from rl3d.mesh_tokens.pair_files import Shape, read_pair_set, write_pair_set
