@@ -13,9 +13,7 @@ log-probabilities are computed once, on the grammar's support like the policy's.
 
 from __future__ import annotations
 
-import math
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,19 +25,15 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from rl3d.errors import InputError
-from rl3d.files import write_json
 from rl3d.mesh_tokens.align_options import AlignOptions
 from rl3d.mesh_tokens.candidates import condition_of
 from rl3d.mesh_tokens.model import MeshLM
 from rl3d.mesh_tokens.pair_files import PairSet, Shape
 from rl3d.mesh_tokens.sampling import sequence_log_probs
 from rl3d.mesh_tokens.tokenizer import Tokenizer
+from rl3d.mesh_tokens.tuning import Report, tune
 from rl3d.randomness import generator_for
-from rl3d.reconstruct.leaves import read_leaves, readable, restore_moments, save_leaves
 from rl3d.rl import as_floats, mesh_rft_masks, token_dpo
-from rl3d.runs import Run
-
-CHECKPOINT = "align.safetensors"
 
 
 def good_tokens(
@@ -152,61 +146,32 @@ def align(
     out: str | Path,
     *,
     resume: bool = False,
-    progress: Callable[[int, int, Mapping[str, float]], None] = lambda step, of, numbers: None,
+    progress: Report = lambda step, of, numbers: None,
 ) -> Path:
-    """Tune all weights of `model`, in place.
-
-    Args:
-        resume: go on with the unfinished run in `out`; the result is that of an uninterrupted one.
-        progress: called after every step with its number, of how many, and what is logged.
-
-    Returns:
-        The folder of the tuned model, in the format of transformers.
+    """Tune all weights of `model`, in place, on a set of pairs; see `tuning.tune` for the rest.
 
     Raises:
-        InputError: see `prepared`; a folder that cannot be written or holds another run.
-        ConfigError: a run with other options is to be resumed.
-        AssetError: its checkpoint cannot be read.
+        InputError: see `prepared`.
     """
-    out = Path(out)
     rows = prepared(model, pairs, options)
     duels = [(rows[p.winner], rows[p.loser]) for p in pairs.pairs]
-    leaves = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    optimizer = torch.optim.AdamW(leaves.values(), lr=options.lr, betas=(0.9, 0.98), weight_decay=0.0)
     config = {"align": asdict(options), "pairs": [asdict(p) for p in pairs.pairs], "set": dict(pairs.facts)}
-    with Run.open(out, config, sys.argv, resume=resume) as run:
-        state, step = out / CHECKPOINT, 0
-        if state.exists() and not run.finished:
-            step = _restored(state, leaves, optimizer)
-        run.rewind("align", step)
-        last: dict[str, float] = {}
-        while step < options.steps and not run.finished:
-            for group in optimizer.param_groups:
-                group["lr"] = options.lr * min(1.0, (step + 1) / max(1, options.warmup))
-            last = _step(model, optimizer, duels, options, step)
-            step += 1
-            run.log("align", step, **last)
-            progress(step, options.steps, last)
-            if step % options.save_every == 0 or step == options.steps:
-                save_leaves(state, leaves, optimizer, {"step": step})
-        if not run.finished:
-            model.save_pretrained(out / "model", safe_serialization=True)
-            write_json(out / "model" / "aligned.json", config["align"])
-            run.finish(report(pairs, options, last))
-            state.unlink(missing_ok=True)
-    return out / "model"
+    return tune(
+        model,
+        options,
+        lambda step: gradients(model, duels, options, step),
+        config,
+        lambda last: report(pairs, options, last),
+        out,
+        resume=resume,
+        progress=progress,
+    )
 
 
-def _step(
-    model: MeshLM,
-    optimizer: torch.optim.Optimizer,
-    duels: list[tuple[Row, Row]],
-    options: AlignOptions,
-    step: int,
-) -> dict[str, float]:
+def gradients(model: MeshLM, duels: Sequence[tuple[Row, Row]], options: AlignOptions, step: int) -> dict[str, float]:
+    """Add the gradients of a step's pairs to the weights; the numbers to log."""
     mine = [duels[i] for i in chosen(len(duels), options, step)]
     starts = torch.rand(len(mine), generator=generator_for(options.seed, 1, step))
-    optimizer.zero_grad(set_to_none=True)
     shown: dict[str, float] = {}
     for begin in range(0, len(mine), options.micro_batch):
         part = slice(begin, begin + options.micro_batch)
@@ -215,21 +180,7 @@ def _step(
         (loss * share).backward()
         for name, value in numbers.items():
             shown[name] = shown.get(name, 0.0) + share * value
-    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), options.clip_norm)
-    if not math.isfinite(float(norm)):
-        raise InputError(f"the gradient is not finite at step {step}; lower align.lr or align.beta and resume")
-    optimizer.step()
-    return {**shown, "gradient_norm": float(norm)}
-
-
-def _restored(path: Path, leaves: Mapping[str, Tensor], optimizer: torch.optim.AdamW) -> int:
-    with readable(path):
-        tensors, facts = read_leaves(path, "cpu")
-        with torch.no_grad():
-            for name, leaf in leaves.items():
-                leaf.copy_(tensors[name])
-        restore_moments(optimizer, leaves, tensors)
-        return int(facts["step"])
+    return shown
 
 
 def report(pairs: PairSet, options: AlignOptions, last: Mapping[str, float]) -> dict[str, Any]:
