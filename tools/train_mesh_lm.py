@@ -1,6 +1,6 @@
 """Train the mesh language model on a folder of captioned meshes, or measure a trained one.
 
-    python tools/train_mesh_lm.py DATA --out RUN --minutes 240 --cooldown 0.3 --compile
+    python tools/train_mesh_lm.py DATA --out RUN --minutes 300 --cooldown 0.3 --compile --threads 1 --tokens 4096
     python tools/train_mesh_lm.py DATA --out RUN --evaluate [--assets assets/mesh_lm]
     accelerate launch tools/train_mesh_lm.py ... --large --checkpointing     # several processes, one per GPU
 
@@ -15,20 +15,25 @@ import argparse
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from mesh_lm_card import evaluate, model_card
+from ship_model import averaged_weights, ship
 from torch import Tensor
 from torch.nn import functional as F
 from train_prior import CLOCKS, Ema, agreed, restore, save, set_rate
 
 from rl3d.data.asset_set import load_asset_set
 from rl3d.data.captions import build_vocabulary
+from rl3d.files import write_json
 from rl3d.mesh_tokens.batches import PLAIN, Augmentation, MeshBatches, TokenBatch
-from rl3d.mesh_tokens.model import MeshLM, MeshLMConfig
+from rl3d.mesh_tokens.model import MeshLM, MeshLMConfig, load_mesh_lm
+from rl3d.mesh_tokens.sampling import SampleOptions
+from rl3d.priors.embedded import SHARD_BYTES
 
 LARGE = {
     "hidden_size": 1024,
@@ -66,6 +71,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves the default")
     parser.add_argument("--save-every", type=float, default=5, help="minutes")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--evaluate", action="store_true", help="sample meshes for val shapes, do not train")
+    parser.add_argument("--eval-assets", type=int, default=0, help="assets a split with --evaluate; 0: all of val")
+    parser.add_argument("--eval-samples", type=int, default=1, help="for each asset and condition")
+    parser.add_argument("--sample", type=json.loads, default={}, help='JSON of SampleOptions, e.g. {"top_p": 0.9}')
+    parser.add_argument("--assets", type=Path, help="with --evaluate: also write the shipped files there")
     return parser.parse_args()
 
 
@@ -167,7 +177,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
         for block in model.model.blocks:
             block.compile(dynamic=True)
     runner = torch.nn.parallel.DistributedDataParallel(model) if accelerator.num_processes > 1 else model
-    fixed = {"train": fixed_batches(sources["train"], 32), "val": fixed_batches(sources["val"], 64)}
+    fixed = {split: fixed_batches(source, 24) for split, source in sources.items()}
     clock = CLOCKS[args.clock]
     start, saved, logged = clock(), clock(), clock()
     before, first, losses, bits = state["seconds"], state["tokens"], [], []
@@ -194,7 +204,7 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
         state["tokens"] += int(real.sum()) * accelerator.num_processes
         state["meshes"] += len(batch.assets) * accelerator.num_processes
         state["seconds"] = before + clock() - start
-        if accelerator.is_main_process and (done or clock() - logged > 300):
+        if accelerator.is_main_process and (done or clock() - logged > 600):
             logged = clock()
             keep = {k: v.clone() for k, v in model.state_dict().items()}
             model.load_state_dict(ema.shadow)
@@ -220,11 +230,49 @@ def train(args: argparse.Namespace, accelerator: Accelerator) -> None:
             return
 
 
+def thin(source: MeshBatches, count: int) -> None:
+    """Leave at most `count` assets, evenly picked by length; 0 leaves all of them."""
+    few = np.linspace(0, len(source) - 1, min(count or len(source), len(source))).astype(int)
+    source.keep, source.lengths, source.weight = source.keep[few], source.lengths[few], source.weight[few]
+
+
+def finish(args: argparse.Namespace, device: torch.device) -> None:
+    """Measure the averaged weights in the form in which they ship; write them to --assets."""
+    facts = json.loads((args.out / "state.json").read_text())
+    config = MeshLMConfig(**facts["model"])
+    rough = MeshLM(config)
+    rough.load_state_dict(averaged_weights(args.out))
+    folder = args.out / "model"
+    rough.to(torch.bfloat16).save_pretrained(folder, max_shard_size=SHARD_BYTES)
+    model = load_mesh_lm(folder, device)
+    options = SampleOptions(**{"max_faces": config.max_faces * 5 // 4, **args.sample})
+    assets, index = load_asset_set(args.data), {w: i for i, w in enumerate(config.words)}
+    sizes = (config.max_faces, config.cloud_points, config.max_words)
+    training = {k: facts[k] for k in ("step", "tokens", "meshes", "seconds")}
+    row: dict = {"training": training, "options": asdict(options)}
+    for split in ("val", "train"):
+        source = MeshBatches(assets, split, config.tokenizer, index, *sizes)
+        thin(source, args.eval_assets or (0 if split == "val" else 32))
+        row[split] = evaluate(model, source, options, args.eval_samples)
+        row[f"{split}_loss"] = validation(model, fixed_batches(source, len(source)), device)
+    print(json.dumps(row), flush=True)
+    write_json(args.out / "evaluation.json", row)
+    if args.assets:
+        model.eval().to("cpu", torch.bfloat16).save_pretrained(args.assets, max_shard_size=SHARD_BYTES)
+        command = "python tools/train_mesh_lm.py DATA --out RUN --minutes MINUTES"
+        what = "Mesh language model: writes low-poly meshes for points, words and a number of faces"
+        ship(args.assets, what, model_card(row, model, command), row)
+
+
 def main() -> None:
     args = arguments()
     if args.threads:
         torch.set_num_threads(args.threads)
-    train(args, Accelerator())
+    accelerator = Accelerator()
+    if args.evaluate:
+        finish(args, accelerator.device)
+    else:
+        train(args, accelerator)
 
 
 if __name__ == "__main__":

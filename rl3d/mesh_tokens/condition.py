@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rl3d.mesh_tokens.layers import Block
+from rl3d.scenes.point_cloud import farthest
 
 
 @dataclass(frozen=True)
@@ -55,24 +56,6 @@ def fourier(values: Tensor, octaves: int) -> Tensor:
     return torch.cat([values, scaled.sin().flatten(-2), scaled.cos().flatten(-2)], -1)
 
 
-@torch.no_grad()
-def far_apart(points: Tensor, count: int) -> Tensor:
-    """[B, count] indices of points [B, N, 3], each farthest from those before (Eldar et al. 1997).
-
-    The first is the one farthest from the mean, so that the choice does not depend on the points' order.
-    """
-    row = torch.arange(len(points), device=points.device)
-    chosen = torch.empty(len(points), count, dtype=torch.int64, device=points.device)
-    nearest = (points - points.mean(1, keepdim=True)).square().sum(-1)
-    last = nearest.argmax(1)
-    nearest = torch.full_like(nearest, math.inf)
-    for i in range(count):
-        chosen[:, i] = last
-        nearest = torch.minimum(nearest, (points - points[row, last][:, None]).square().sum(-1))
-        last = nearest.argmax(1)
-    return chosen
-
-
 class CloudEncoder(nn.Module):
     """Points with normals [B, N, 3] to `anchors` tokens [B, anchors, width]."""
 
@@ -92,12 +75,14 @@ class CloudEncoder(nn.Module):
     def forward(self, points: Tensor, normals: Tensor | None) -> Tensor:
         normals = torch.zeros_like(points) if normals is None else normals
         row = torch.arange(len(points), device=points.device)[:, None]
-        anchors = points[row, far_apart(points, self.anchors)]  # [B, A, 3]
+        anchors = points[row, farthest(points, self.anchors)]  # [B, A, 3]
         near = torch.cdist(anchors, points).topk(min(self.neighbours, points.shape[1]), largest=False).indices
         row = row[..., None]
         offset = (points[row, near] - anchors[:, :, None]) * self.REACH
-        patch = self.point_out(F.silu(self.point_in(torch.cat([offset, normals[row, near]], -1)))).amax(2)
-        x = self.patch_in(patch) + self.place_in(fourier(anchors, self.OCTAVES))
+        dtype = self.norm.weight.dtype
+        around = torch.cat([offset, normals[row, near]], -1).to(dtype)
+        patch = self.point_out(F.silu(self.point_in(around))).amax(2)
+        x = (self.patch_in(patch) + self.place_in(fourier(anchors, self.OCTAVES).to(dtype))).to(dtype)
         for block in self.blocks:
             x = block(x)
         out: Tensor = self.norm(x)
@@ -149,5 +134,5 @@ class Prefix(nn.Module):
         count = self.no_count.expand(batch, -1)
         if faces is not None:
             size = faces.clamp_min(1).float().log2()[:, None] / 16  # 65,536 faces are 1
-            count = torch.where((faces > 0)[:, None], self.count_in(fourier(size, 8)), count)
+            count = torch.where((faces > 0)[:, None], self.count_in(fourier(size, 8).to(count.dtype)), count)
         return torch.cat([cloud, said.to(cloud.dtype), count[:, None].to(cloud.dtype)], 1)

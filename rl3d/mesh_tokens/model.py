@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 
 from rl3d.data.captions import MAX_WORDS
 from rl3d.errors import AssetError, InputError
+from rl3d.hub import no_progress_bars
 from rl3d.mesh_tokens.condition import Condition, Prefix
 from rl3d.mesh_tokens.grammar import SLOTS, slots_of
 from rl3d.mesh_tokens.layers import Block, KeyValues, rotary
@@ -199,16 +200,30 @@ class MeshLM(MeshLMPreTrainedModel, GenerationMixin):
         self.lm_head = new_embeddings
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor | None = None, logits_to_keep: int = 0, **kwargs: Any
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        logits_to_keep: int = 0,
+        attention_mask: Tensor | None = None,
+        past_key_values: Any = None,
+        use_cache: bool | None = None,
+        slots: Tensor | None = None,
+        points: Tensor | None = None,
+        normals: Tensor | None = None,
+        has_points: Tensor | None = None,
+        words: Tensor | None = None,
+        faces: Tensor | None = None,
+        **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Logits [B, T, V] for the token after each one, float32.
 
         Args:
             labels: [B, T] as `input_ids`, -100 where nothing is learnt: also gives the mean loss of the next token.
             logits_to_keep: of the last so many places alone; 0: of all.
-            kwargs: see `MeshLMModel.forward`.
+            others: see `MeshLMModel.forward`.
         """
-        out = self.model(input_ids=input_ids, **kwargs)
+        asked = Condition(points, normals, has_points, words, faces)  # named above, for `generate` looks at the names
+        out = self.model(input_ids, attention_mask, past_key_values, use_cache, slots, **asked.tensors())
         logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:]).float()
         loss = None
         if labels is not None:
@@ -246,14 +261,15 @@ def load_mesh_lm(folder: str | Path | None = None, device: torch.device | str = 
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
         if kind != MeshLMConfig.model_type:
             raise ValueError(f"config.json is of a model {kind!r}")
-        model, info = MeshLM.from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, output_loading_info=True, torch_dtype=torch.float32
-        )
+        with no_progress_bars():
+            model, info = MeshLM.from_pretrained(
+                folder, use_safetensors=True, local_files_only=True, output_loading_info=True
+            )
         stray = [*info["missing_keys"], *info["unexpected_keys"]]
         if stray:
             raise ValueError(f"the weights do not fit the configuration ({stray[0]} and {len(stray) - 1} more)")
     except Exception as error:  # transformers, safetensors and json each raise their own kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise AssetError(f"cannot load the mesh model in {folder}: {reason}; give a complete folder") from error
-    loaded: MeshLM = model.to(device).eval()
+    loaded: MeshLM = model.to(device, torch.float32).eval()
     return loaded

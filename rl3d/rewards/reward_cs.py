@@ -45,6 +45,7 @@ from rl3d.rewards.divergence import cauchy_schwarz_divergence
 from rl3d.rewards.judges import Block, known_words
 from rl3d.rewards.protocol import RewardInput, check_scores
 from rl3d.scenes.mesh import Mesh
+from rl3d.scenes.point_cloud import farthest
 
 LIMIT = 1.5  # scores lie in 1/2 +- LIMIT
 PATCH_SCALE = 0.15  # metres; offsets within a patch are divided by it
@@ -105,25 +106,6 @@ def has_area(mesh: Mesh) -> bool:
     if not bool(torch.isfinite(mesh.vertices).all()):
         raise InputError("a mesh has vertices that are NaN or infinite; has the scene diverged?")
     return len(mesh.faces) > 0 and bool(mesh.face_areas.detach().sum() > 1e-12)
-
-
-@torch.no_grad()
-def farthest(points: Tensor, count: int) -> Tensor:
-    """[B, count] indices of points [B, N, 3], each the farthest from those before it; the first is farthest from the
-    mean."""
-    rows = torch.arange(len(points), device=points.device)
-    nearest = torch.full(points.shape[:2], torch.inf, dtype=points.dtype, device=points.device)
-    last = points.mean(1)
-    chosen = []
-    for i in range(count):
-        squared = ((points - last[:, None]) ** 2).sum(-1)
-        nearest = squared if i == 0 else torch.minimum(nearest, squared)
-        index = nearest.argmax(1)
-        if i == 0:
-            nearest = torch.full_like(nearest, torch.inf)
-        chosen.append(index)
-        last = points[rows, index]
-    return torch.stack(chosen, 1)
 
 
 class RewardCSModel(nn.Module):

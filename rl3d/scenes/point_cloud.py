@@ -128,3 +128,22 @@ def sample_surface(mesh: Mesh, count: int, generator: torch.Generator | None = N
     plain = mesh.vertex_colours is None and mesh.face_colours is None and mesh.texture is None
     colours = None if plain else surface_colours(mesh, face, barycentric)
     return PointCloud(points, mesh.face_normals[face], colours)
+
+
+@torch.no_grad()
+def farthest(points: Tensor, count: int) -> Tensor:
+    """[B, count] indices of points [B, N, 3], each the farthest from those before it; the first is farthest from the
+    mean."""
+    rows = torch.arange(len(points), device=points.device)
+    nearest = torch.full(points.shape[:2], torch.inf, dtype=points.dtype, device=points.device)
+    last = points.mean(1)
+    chosen = []
+    for i in range(count):
+        squared = ((points - last[:, None]) ** 2).sum(-1)
+        nearest = squared if i == 0 else torch.minimum(nearest, squared)
+        index = nearest.argmax(1)
+        if i == 0:
+            nearest = torch.full_like(nearest, torch.inf)
+        chosen.append(index)
+        last = points[rows, index]
+    return torch.stack(chosen, 1)
