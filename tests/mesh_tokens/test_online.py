@@ -32,27 +32,37 @@ def seen_by(model: MeshLM, options: OnlineOptions, out: Path) -> list[Mapping[st
     return seen
 
 
-def test_the_first_step_is_on_policy(tmp_path: Path) -> None:
-    first = seen_by(tiny_model(), replace(FEW, steps=1), tmp_path)[0]
-    assert (
-        first["ratio_deviation"] < 1e-5
-        and first["clip_fraction"] == 0
-        and abs(first["kl"]) < 1e-6
-        and first["gradient_norm"] > 0
-    )
-    assert 0 <= first["failed"] <= 1
-
-
-def test_a_reward_rises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short sequences are rewarded through the real loop: the mean length falls."""
-    whole, lengths = online.measured, []
+@pytest.fixture
+def lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Short sequences are rewarded; the lengths of all that were scored."""
+    whole, found = online.measured, []
 
     def short(model: MeshLM, tokens: torch.Tensor, *rest: object) -> object:
-        lengths.append(len(tokens))
+        found.append(len(tokens))
         return replace(whole(model, tokens, *rest), scores={"hd": len(tokens) / 100})  # type: ignore[arg-type]
 
     monkeypatch.setattr(online, "measured", short)
-    options = replace(FEW, weights=(("hd", 1.0),), group=16, micro_batch=16, steps=14, lr=4e-3, max_faces=12, beta=0.0)
+    return found
+
+
+ONLY = (("hd", 1.0),)
+
+
+def test_the_first_step_is_on_policy(lengths: list[int], tmp_path: Path) -> None:
+    first = seen_by(tiny_model(), replace(FEW, steps=1, weights=ONLY), tmp_path)[0]
+    assert first["ratio_deviation"] < 1e-5 and first["clip_fraction"] == 0 and abs(first["kl"]) < 1e-6
+    assert first["gradient_norm"] > 0 and 0 <= first["failed"] <= 1 and len(set(lengths)) > 1
+
+
+def test_equal_candidates_teach_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    whole = online.measured
+    monkeypatch.setattr(online, "measured", lambda *a: replace(whole(*a), scores={"hd": 0.5}))
+    first = seen_by(tiny_model(), replace(FEW, steps=1, weights=ONLY), tmp_path)[0]
+    assert first["gradient_norm"] < 1e-6
+
+
+def test_a_reward_rises(lengths: list[int], tmp_path: Path) -> None:
+    options = replace(FEW, weights=ONLY, group=16, micro_batch=16, steps=14, lr=4e-3, max_faces=12, beta=0.0)
     seen_by(tiny_model(), options, tmp_path)
     assert np.mean(lengths[-48:]) < 0.75 * np.mean(lengths[:48])
 
