@@ -58,7 +58,7 @@ class OnlineOptions:
         shapes: a step. group: candidates of each. max_faces: a candidate that goes on beyond is given up and fails.
         weights: of the metrics by name, each standardised in its group (GDPO, arXiv 2601.05242); negative ones do not
             exist, which way is better is known.
-        floor: least deviation that is divided by, in the metric's own units: a group below it teaches little.
+        floor: least deviation that is divided by, of metrics in [0, 1]: a group below it teaches little.
         clip, beta: of GRPO. Steps are on-policy, so that the clip only bounds what rounding does.
         micro_batch: candidates at once in the backward pass.
     """

@@ -96,7 +96,7 @@ def gradients(
         name: torch.tensor([[s[name] if METRICS[name] else -s[name] for s in group] for group in scores])
         for name, _ in options.weights
     }
-    floors = {name: options.floor * (100.0 if name == "ts" else 1.0) for name, _ in options.weights}
+    floors = dict.fromkeys(rewards, options.floor)
     advantages = decoupled_advantages(rewards, dict(options.weights), floors=floors)
     shown: dict[str, float] = {}
     for name, drawn, a in zip(names, groups, advantages.values):

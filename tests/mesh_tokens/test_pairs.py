@@ -14,26 +14,26 @@ from rl3d.errors import ConfigError, InputError
 from rl3d.mesh_tokens.pair_files import Candidate, Pair, PairSet, Shape, read_pair_set, write_pair_set, write_pairs
 from rl3d.mesh_tokens.pairs import METRICS, PairRule, better, dominance, gain
 
-GOOD = {"ber": 0.0, "ts": 80.0, "hd": 0.1, "cd": 0.02}
+GOOD = {"ber": 0.0, "ts": 0.8, "hd": 0.1, "cd": 0.02}
 FAILED = {name: -math.inf if more else math.inf for name, more in METRICS.items()}
 
 
 def test_a_winner_is_better_on_every_metric() -> None:
-    worse = {"ber": 0.1, "ts": 70.0, "hd": 0.2, "cd": 0.03}
-    mixed = {**worse, "ts": 90.0}
+    worse = {"ber": 0.1, "ts": 0.7, "hd": 0.2, "cd": 0.03}
+    mixed = {**worse, "ts": 0.9}
     rule = PairRule()
-    assert better(GOOD, worse, rule) == pytest.approx(min(10 / 75, 0.1 / 0.15))
+    assert better(GOOD, worse, rule) == pytest.approx(min(0.1 / 0.75, 0.1 / 0.15))
     assert better(worse, GOOD, rule) is None and better(GOOD, mixed, rule) is None
     assert dominance([GOOD, worse, mixed], [100] * 3, 100, rule) == [(0, 1)]  # mixed ties with worse on ber and hd
     assert dominance([GOOD, worse, mixed], [100] * 3, 100, PairRule(("hd",), ())) == [(0, 1), (0, 2)]
 
 
 def test_ties_are_allowed_where_the_rule_says_so() -> None:
-    closed = {**GOOD, "ts": 70.0, "hd": 0.2}
+    closed = {**GOOD, "ts": 0.7, "hd": 0.2}
     assert better(GOOD, closed, PairRule()) is not None
     assert better(GOOD, closed, PairRule(ties=())) is None
     assert better(GOOD, GOOD, PairRule()) is None
-    assert better(GOOD, {**GOOD, "ts": 79.9, "hd": 0.11}, PairRule(margin=0.05)) is None
+    assert better(GOOD, {**GOOD, "ts": 0.799, "hd": 0.11}, PairRule(margin=0.05)) is None
 
 
 def test_what_failed_loses_and_never_wins() -> None:
@@ -42,14 +42,14 @@ def test_what_failed_loses_and_never_wins() -> None:
 
 
 def test_no_winner_is_far_from_the_asked_number_of_faces() -> None:
-    coarse, fine = {**GOOD, "ts": 100.0, "hd": 0.05}, {**GOOD, "ts": 90.0, "hd": 0.01}
+    coarse, fine = {**GOOD, "ts": 1.0, "hd": 0.05}, {**GOOD, "ts": 0.9, "hd": 0.01}
     assert dominance([coarse, GOOD], [12, 100], 100, PairRule()) == []
     assert dominance([fine, GOOD], [400, 100], 100, PairRule()) == []
     assert dominance([fine, GOOD], [140, 100], 100, PairRule()) == [(0, 1)]
 
 
 def test_the_clearest_pairs_are_kept() -> None:
-    scores = [{**GOOD, "ts": ts, "hd": hd} for ts, hd in ((90.0, 0.1), (80.0, 0.2), (40.0, 0.8))]
+    scores = [{**GOOD, "ts": ts, "hd": hd} for ts, hd in ((0.9, 0.1), (0.8, 0.2), (0.4, 0.8))]
     assert dominance(scores, [10] * 3, 10, PairRule(most=1)) == [(0, 2)]
     assert len(dominance(scores, [10] * 3, 10, PairRule())) == 3
 
