@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from rl3d import metrics as metrics
     from rl3d import priors as priors
     from rl3d import rewards as rewards
     from rl3d.cameras import Cameras as Cameras
@@ -38,6 +39,7 @@ __all__ = [
     "PointCloud",
     "RewardInput",
     "__version__",
+    "metrics",
     "priors",
     "render",
     "reward",

@@ -55,6 +55,8 @@ def test_commands_have_the_options_that_are_named() -> None:
             words = shlex.split(line, comments=True)[1:]
             assert words[0] in COMMANDS, f"{page.name}: {line}"
             parser = build_parser(words[0])._subparsers._group_actions[0].choices[words[0]]  # type: ignore[union-attr, index]
+            if parser._subparsers is not None:  # a group of commands: its first word is one of them
+                parser = parser._subparsers._group_actions[0].choices[words[1]]  # type: ignore[index]
             known = {option for action in parser._actions for option in action.option_strings}
             for option in (w.partition("=")[0] for w in words if w.startswith("--")):
                 assert option in known, f"{page.name}: {line}: {option}"

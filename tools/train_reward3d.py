@@ -266,7 +266,7 @@ def finish(args: argparse.Namespace, device: torch.device) -> None:
     write_json(args.out / "evaluation.json", row)
     if args.assets:
         save_reward3d(reward, args.assets)
-        command = "python tools/train_reward3d.py DATA CACHE --out RUN --minutes MINUTES"
+        command = "python tools/train_reward3d.py DATA CACHE --out RUN --torn TORN --minutes MINUTES"
         size = sum(p.numel() for p in reward.model.parameters())
         what = "Reward3D-mini: ranks views of assets against a prompt and each other"
         ship(args.assets, what, model_card(row, command, size), row)

@@ -66,8 +66,8 @@ CLAIMS: dict[str, tuple[str, ...]] = {
     "symmetry": ("leaning",),
     "connectedness": ("floaters",),
     "stability": ("leaning",),
-    # What reaches SHARE on val assets, see its model card: noise 1.00, wrong noun 0.82, wrong colour 0.92, Janus 0.76,
-    # floaters 0.99, holes 0.84, mixed views 0.91, scaled to 0.45 0.92.
+    # What reaches SHARE on val assets, see its model card: grain 0.92, wrong noun 0.80, wrong colour 0.92, Janus 0.86,
+    # floaters 0.99, torn 0.96, mixed views 0.89, scaled to 0.45 0.96. It does not tell the prior's lifts from renders.
     "reward3d": (*ON_VIEWS, "specks"),
     # What reaches SHARE on val assets, meshes and fused ones, see its model card; holes do not.
     "rewardcs-mini": (
