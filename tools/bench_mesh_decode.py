@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import subprocess
 import sys
 import time
@@ -77,28 +76,35 @@ def naive_seconds(model: MeshLM, rows: int, tokens: int, every: int = 50) -> flo
     return sum(seconds) / len(seconds) * tokens
 
 
+def resident(reset: bool = False) -> int:
+    """KiB of resident memory at its highest since the last reset (Linux)."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1])
+
+
 @torch.no_grad()
 def peak(model: MeshLM, what: str, faces: int) -> dict[str, float]:
     """Rise of the resident memory in MiB, with the tokens of the mesh."""
     options = SampleOptions(temperature=1.0, top_p=1.0, max_faces=faces)
     if what == "sample":
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = resident(reset=True)
         tokens = int(sample(Endless(model), cloud(model), 1, options, seed=0).lengths)  # type: ignore[arg-type]
     else:  # a mesh's length without its memory: a strip's tokens
         signs = model.config.tokenizer.vocabulary
         body = torch.randint(0, signs.bins, (1, 9 + 3 * (faces - 1)), generator=torch.Generator().manual_seed(0))
         row = torch.cat([torch.tensor([[signs.begin]]), body, torch.tensor([[signs.end]])], 1)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = resident(reset=True)
         sequence_log_probs(model, row, cloud(model))
         tokens = row.shape[1]
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"faces": faces, "tokens": tokens, "mib": round((after - before) / 1024, 1)}
+    return {"faces": faces, "tokens": tokens, "mib": round((resident() - before) / 1024, 1)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path)
-    parser.add_argument("--rows", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--rows", type=int, nargs="*", default=[1, 8])
     parser.add_argument("--tokens", type=int, default=1000)
     parser.add_argument("--faces", type=int, nargs="*", default=[500, 2000])
     parser.add_argument("--peak", nargs=2, metavar=("sample|log_probs", "FACES"), help=argparse.SUPPRESS)

@@ -96,7 +96,7 @@ def test_a_dense_mesh_is_read_by_its_surface() -> None:
         (PointCloud(torch.rand(100, 3), torch.full((100, 3), float("nan"))), "normals"),
         (Mesh(torch.rand(3, 3), torch.zeros(0, 3, dtype=torch.int64)), "no faces"),
         (Mesh(torch.zeros(3, 3), torch.tensor([[0, 1, 2]])), "one place"),
-        (Mesh(torch.rand(3, 3), torch.tensor([[0, 1, 1]])), "degenerate"),
+        (Mesh(torch.rand(3, 3), torch.tensor([[0, 1, 1]])), "no surface"),
     ],
 )
 def test_shapes_that_say_nothing(model: MeshLM, shape: Mesh | PointCloud, words: str) -> None:
