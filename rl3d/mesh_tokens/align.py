@@ -83,26 +83,22 @@ def prepared(model: MeshLM, pairs: PairSet, options: AlignOptions) -> dict[str, 
         tokens = torch.from_numpy(candidate.tokens.astype(np.int64))
         shape = pairs.shapes[candidate.shape]
         with torch.no_grad():
-            log_probs, _ = sequence_log_probs(model, tokens[None], condition_of([shape], model.config))
+            asked = condition_of([shape], model.config).to(model.device)
+            log_probs, _ = sequence_log_probs(model, tokens[None].to(model.device), asked)
         if not bool(torch.isfinite(log_probs).all()):
             raise InputError(f"candidate {name!r} breaks the grammar of the model ({tokenizer}); make the set with it")
-        rows[name] = Row(tokens, torch.from_numpy(good), log_probs[0], shape)
+        rows[name] = Row(tokens, torch.from_numpy(good), log_probs[0].cpu(), shape)
     return rows
 
 
-def pair_loss(
-    model: MeshLM, rows: list[tuple[Row, Row]], starts: Tensor, options: AlignOptions
-) -> tuple[Tensor, dict[str, float]]:
-    """Mean loss of some pairs (winner, loser), and numbers to log.
+def counted(rows: Sequence[tuple[Row, Row]], starts: Tensor, options: AlignOptions) -> tuple[Tensor, Tensor, Tensor]:
+    """Which next tokens count: bool [B, T - 1] of the winners and of the losers, and all that the winners have.
 
     Args:
-        starts: [B] in [0, 1), where the window begins, as a share of the places that it can.
+        starts: see `pair_loss`.
     """
     flat = [row for pair in rows for row in pair]
-    tokens = pad_sequence([r.tokens for r in flat], True, model.config.tokenizer.vocabulary.pad)
-    condition = condition_of([r.shape for r in flat], model.config)
-    log_probs, real = sequence_log_probs(model, tokens, condition)
-    reference = pad_sequence([r.reference for r in flat], True)
+    real = pad_sequence([torch.ones_like(r.good) for r in flat], True)
     good = pad_sequence([r.good for r in flat], True)
     counts = real
     if options.window:
@@ -110,9 +106,27 @@ def pair_loss(
         first = (starts * (longest - options.window + 1).clamp_min(1)).long().repeat_interleave(2)[:, None]
         place = torch.arange(real.shape[1])
         counts = real & (place >= first) & (place < first + options.window)
-    mask_w, mask_l = counts[::2], counts[1::2]
+    winner, loser = counts[::2], counts[1::2]
     if options.masked:
-        mask_w, mask_l = mesh_rft_masks(good[::2], good[1::2], mask_w, mask_l)
+        winner, loser = mesh_rft_masks(good[::2], good[1::2], winner, loser)
+    return winner, loser, real[::2]
+
+
+def pair_loss(
+    model: MeshLM, rows: Sequence[tuple[Row, Row]], starts: Tensor, options: AlignOptions
+) -> tuple[Tensor, dict[str, float]]:
+    """Mean loss of some pairs (winner, loser), and numbers to log.
+
+    Args:
+        starts: [B] in [0, 1), where the window begins, as a share of the places that it can.
+    """
+    flat = [row for pair in rows for row in pair]
+    device = model.device
+    tokens = pad_sequence([r.tokens for r in flat], True, model.config.tokenizer.vocabulary.pad).to(device)
+    condition = condition_of([r.shape for r in flat], model.config).to(device)
+    log_probs, _ = sequence_log_probs(model, tokens, condition)
+    reference = pad_sequence([r.reference for r in flat], True).to(device)
+    mask_w, mask_l, real_w = (mask.to(device) for mask in counted(rows, starts, options))
     loss, numbers = token_dpo(
         log_probs[::2],
         log_probs[1::2],
@@ -123,7 +137,7 @@ def pair_loss(
         mask_l=mask_l,
         reduce=options.reduce,
     )
-    nll = -(log_probs[::2] * real[::2]).sum() / real[::2].sum()
+    nll = -(log_probs[::2] * real_w).sum() / real_w.sum()
     shown = {**as_floats(numbers), "preference": float(loss.detach()), "nll": float(nll.detach())}
     shown |= {"tokens_winner": float(mask_w.sum(1).float().mean()), "tokens_loser": float(mask_l.sum(1).float().mean())}
     return loss + options.sft * nll, shown

@@ -113,15 +113,22 @@ def _group_gradients(
     for begin in range(0, options.group, options.micro_batch):
         part = slice(begin, begin + options.micro_batch)
         longest = int(drawn.lengths[part].max())
-        tokens = drawn.tokens[part, :longest]
-        condition = condition_of([shape] * len(tokens), model.config)
+        tokens = drawn.tokens[part, :longest].to(model.device)
+        condition = condition_of([shape] * len(tokens), model.config).to(model.device)
         with torch.no_grad():
             theirs, _ = sequence_log_probs(base, tokens, condition)
         log_probs, real = sequence_log_probs(model, tokens, condition)
-        old = drawn.log_probs[part, : longest - 1]
+        old = drawn.log_probs[part, : longest - 1].to(model.device)
         kl = k3(log_probs, theirs, real)
+        part_advantages = advantages[part].float().to(model.device)
         loss, numbers = grpo(
-            log_probs, old, advantages[part].float(), kl, clip=options.clip, beta=options.beta, mask=real
+            log_probs,
+            old,
+            advantages[part].float().to(model.device),
+            kl,
+            clip=options.clip,
+            beta=options.beta,
+            mask=real,
         )
         share = len(tokens) / options.group / groups
         (loss * share).backward()
