@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from rl3d.cli import mesh_align, mesh_label, mesh_pairs, mesh_score
+from rl3d.cli import mesh_align, mesh_grpo, mesh_label, mesh_pairs, mesh_score
 
 ACTIONS = {
     "score": (mesh_score, "measure topology, quads and distances from a reference"),
     "pairs": (mesh_pairs, "draw candidates of shapes, and keep the pairs in which one is better"),
     "label": (mesh_label, "show pairs in a browser, and write down which mesh a person prefers"),
     "align": (mesh_align, "tune the mesh model on preference pairs (M-DPO, DPO, tDPO)"),
+    "grpo": (mesh_grpo, "tune the mesh model on the metrics of what it draws itself (GRPO)"),
 }
 
 

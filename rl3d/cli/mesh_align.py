@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from rl3d import config, runs
+from rl3d import config, runs, workers
 from rl3d.cli import checks
 from rl3d.errors import ConfigError, RL3DError, way_out
 from rl3d.mesh_tokens.align_options import AlignOptions
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from rl3d.mesh_tokens.model import MeshLM
+    from rl3d.progress import Stage
 
 PRESETS = {
     "mdpo": "good faces of the winner up, bad faces of the loser down (Mesh-RFT)",
@@ -18,6 +27,7 @@ PRESETS = {
 EPILOG = """examples:
   rl3d mesh align runs/pairs --out runs/mdpo
   rl3d mesh align runs/pairs --out runs/dpo --preset dpo --set beta=0.05 --set lr=2e-5
+  accelerate launch --multi_gpu --num_processes 2 -m rl3d mesh align runs/pairs --out runs/mdpo
   rl3d mesh generate "a barrel" --model runs/mdpo/model --out barrel.glb
 
 presets:
@@ -27,9 +37,14 @@ presets:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = EPILOG
     parser.add_argument("pairs", metavar="PAIRS", type=Path, help="folder that `rl3d mesh pairs` made")
-    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="run folder")
-    parser.add_argument("--model", metavar="DIR", type=Path, help="what is tuned (default: the embedded mesh model)")
     parser.add_argument("--preset", default="mdpo", metavar="NAME", help=f"{', '.join(PRESETS)} (default: mdpo)")
+    run_arguments(parser, "what is tuned, and the reference (default: the embedded mesh model)")
+
+
+def run_arguments(parser: argparse.ArgumentParser, model: str) -> None:
+    """What every command that tunes the mesh model takes; `model`: what --model is."""
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="run folder")
+    parser.add_argument("--model", metavar="DIR", type=Path, help=model)
     parser.add_argument("--config", metavar="FILE", help="YAML file laid over the preset")
     parser.add_argument(
         "--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE", help="one setting; may be repeated"
@@ -42,42 +57,84 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress")
 
 
+def layers(args: argparse.Namespace, preset: str) -> list[config.Layer]:
+    """The preset, --config and --seed; --set comes over them."""
+    found: list[config.Layer] = [config.preset_path("align", preset)]
+    if args.config is not None:
+        found.append(checks.config_file(args.config))
+    if args.seed is not None:
+        found.append({"seed": checks.seed(args.seed)})
+    return found
+
+
 def run(args: argparse.Namespace) -> int:
     if args.preset not in PRESETS:
         raise ConfigError(f"unknown --preset {args.preset!r}; {way_out(args.preset, PRESETS)}")
-    layers: list[config.Layer] = [config.preset_path("align", args.preset)]
-    if args.config is not None:
-        layers.append(checks.config_file(args.config))
-    if args.seed is not None:
-        layers.append({"seed": checks.seed(args.seed)})
-    options = config.resolve(AlignOptions, layers, args.overrides)
-    device = checks.usable_device(checks.device_name(args.device))
-    runs.check_out(args.out, resume=args.resume, overwrite=args.overwrite)
+    options = config.resolve(AlignOptions, layers(args, args.preset), args.overrides)
 
-    from rl3d.mesh_tokens.align import align
+    def tuned(session: Session) -> Path:
+        from rl3d.mesh_tokens.align import align
+        from rl3d.mesh_tokens.pair_files import read_pair_set
+
+        return align(
+            session.model,
+            read_pair_set(args.pairs),
+            options,
+            args.out,
+            resume=args.resume,
+            progress=session.showing("preference", "margin", "nll"),
+            accelerator=session.accelerator,
+        )
+
+    return tune(args, options.steps, tuned)
+
+
+@dataclass(frozen=True)
+class Session:
+    """The model, the processes, and where progress is shown."""
+
+    model: MeshLM
+    accelerator: Accelerator
+    stage: Stage
+
+    def showing(self, *names: str) -> Callable[[int, int, Mapping[str, float]], None]:
+        """A report of each step's numbers of these names."""
+        return lambda step, of, numbers: self.stage.at(step, of, **{name: numbers[name] for name in names})
+
+
+def tune(args: argparse.Namespace, steps: int, tuned: Callable[[Session], Path]) -> int:
+    """Run `tuned` in every process that `accelerate launch` started, and print the model's folder."""
+    device = checks.device_name(args.device)
+    several = workers.launched()
+    if not several:
+        runs.check_out(args.out, resume=args.resume, overwrite=args.overwrite)
+    device = checks.usable_device(device)
+
+    from accelerate import Accelerator
+
     from rl3d.mesh_tokens.model import load_mesh_lm
-    from rl3d.mesh_tokens.pair_files import read_pair_set
     from rl3d.progress import Progress
 
-    progress = Progress(silent=args.quiet)
-    pairs = read_pair_set(args.pairs)
-    model = load_mesh_lm(args.model, device)
-    if args.overwrite:
+    accelerator = Accelerator(cpu=device == "cpu")
+    first = accelerator.is_main_process
+    if several and first:
+        runs.check_out(args.out, resume=args.resume, overwrite=args.overwrite)
+    progress = Progress(silent=args.quiet or not first)
+    if workers.launched_one_of_many():
+        progress.note(f"warning: {workers.ONE_INSTEAD}")
+    model = load_mesh_lm(args.model, str(accelerator.device) if device == "cuda" else device)
+    if args.overwrite and first:
         runs.clear(args.out)
+    accelerator.wait_for_everyone()
     try:
-        with progress.stage("align", options.steps) as stage:
-            folder = align(
-                model,
-                pairs,
-                options,
-                args.out,
-                resume=args.resume,
-                progress=lambda step, of, x: stage.at(step, of, loss=x["preference"], margin=x["margin"], nll=x["nll"]),
-            )
+        with progress.stage("align", steps) as stage, progress.notes_of("rl3d.kernels"):
+            folder = tuned(Session(model, accelerator, stage))
     except RL3DError:
-        runs.discard_barren(args.out)
+        if first:
+            runs.discard_barren(args.out)
         raise
-    print(folder)
+    if first:
+        print(folder)
     return 0
 
 

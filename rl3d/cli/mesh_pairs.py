@@ -48,10 +48,8 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.out} holds a set of pairs already; give --overwrite, or another --out")
     device = checks.usable_device(checks.device_name(args.device))
 
-    import numpy as np
-
     from rl3d.data.asset_set import load_asset_set
-    from rl3d.mesh_tokens.candidates import asked, draw_candidates, pair_set
+    from rl3d.mesh_tokens.candidates import asked, draw_candidates, pair_set, picked
     from rl3d.mesh_tokens.model import load_mesh_lm
     from rl3d.mesh_tokens.pair_files import write_pair_set
     from rl3d.mesh_tokens.sampling import SampleOptions
@@ -60,14 +58,10 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress(silent=args.quiet)
     model = load_mesh_lm(args.model, device)
     assets = load_asset_set(args.data)
-    most = model.config.max_faces or 10**9
-    faces = np.diff(assets.face_starts)
-    fit = [i for i, r in enumerate(assets.records) if r.split == args.split and faces[i] <= most]
-    if not fit:
-        raise InputError(f"no mesh of the split {args.split!r} in {args.data} has at most {most} faces; give others")
-    picked = np.random.default_rng(args.seed).permutation(fit)[: args.shapes].tolist()
-    shapes, references = asked(assets, picked, model.config, args.seed)
-    options = SampleOptions(temperature=args.temperature, top_p=1.0, max_faces=2 * min(most, int(faces.max())))
+    chosen = picked(assets, args.split, args.shapes, model.config, args.seed)
+    shapes, references = asked(assets, chosen, model.config, args.seed)
+    most = 2 * max(shape.faces for shape in shapes.values())
+    options = SampleOptions(temperature=args.temperature, top_p=1.0, max_faces=most)
     with progress.stage("candidates", len(shapes)) as stage, progress.notes_of("rl3d.kernels"):
         drawn = draw_candidates(model, shapes, references, args.candidates, options, args.seed, progress=stage.at)
     facts = {

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -137,7 +138,7 @@ def pair_loss(
         mask_l=mask_l,
         reduce=options.reduce,
     )
-    nll = -(log_probs[::2] * real_w).sum() / real_w.sum()
+    nll = -(log_probs[::2] * real_w).sum(1).div(real_w.sum(1)).mean()  # of each winner first: no batch decides it
     shown = {**as_floats(numbers), "preference": float(loss.detach()), "nll": float(nll.detach())}
     shown |= {"tokens_winner": float(mask_w.sum(1).float().mean()), "tokens_loser": float(mask_l.sum(1).float().mean())}
     return loss + options.sft * nll, shown
@@ -161,36 +162,47 @@ def align(
     *,
     resume: bool = False,
     progress: Report = lambda step, of, numbers: None,
+    accelerator: Accelerator | None = None,
 ) -> Path:
     """Tune all weights of `model`, in place, on a set of pairs; see `tuning.tune` for the rest.
 
     Raises:
-        InputError: see `prepared`.
+        InputError: see `prepared`; fewer pairs a step than processes.
     """
+    accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")
+    index, count = accelerator.process_index, accelerator.num_processes
+    if options.pairs < count:
+        raise InputError(f"align.pairs={options.pairs} a step cannot be shared by {count} processes; raise it")
     rows = prepared(model, pairs, options)
     duels = [(rows[p.winner], rows[p.loser]) for p in pairs.pairs]
     config = {"align": asdict(options), "pairs": [asdict(p) for p in pairs.pairs], "set": dict(pairs.facts)}
     return tune(
         model,
         options,
-        lambda step: gradients(model, duels, options, step),
+        lambda step: gradients(model, duels, options, step, index, count),
         config,
         lambda last: report(pairs, options, last),
         out,
         resume=resume,
         progress=progress,
+        accelerator=accelerator,
     )
 
 
-def gradients(model: MeshLM, duels: Sequence[tuple[Row, Row]], options: AlignOptions, step: int) -> dict[str, float]:
-    """Add the gradients of a step's pairs to the weights; the numbers to log."""
-    mine = [duels[i] for i in chosen(len(duels), options, step)]
-    starts = torch.rand(len(mine), generator=generator_for(options.seed, 1, step))
+def gradients(
+    model: MeshLM, duels: Sequence[tuple[Row, Row]], options: AlignOptions, step: int, index: int = 0, count: int = 1
+) -> dict[str, float]:
+    """Add the gradients of a step's pairs to the weights; the numbers to log.
+
+    Of process `index` of `count`: its part.
+    """
+    mine = [duels[i] for i in chosen(len(duels), options, step)][index::count]
+    starts = torch.rand(options.pairs, generator=generator_for(options.seed, 1, step))[index::count]
     shown: dict[str, float] = {}
     for begin in range(0, len(mine), options.micro_batch):
         part = slice(begin, begin + options.micro_batch)
         loss, numbers = pair_loss(model, mine[part], starts[part], options)
-        share = len(mine[part]) / len(mine)
+        share = len(mine[part]) / options.pairs
         (loss * share).backward()
         for name, value in numbers.items():
             shown[name] = shown.get(name, 0.0) + share * value

@@ -43,6 +43,20 @@ def condition_of(shapes: Sequence[Shape], config: MeshLMConfig) -> Condition:
     return Condition(clouds[..., :3].contiguous(), clouds[..., 3:].contiguous(), there, words, faces)
 
 
+def picked(assets: AssetSet, split: str, count: int, config: MeshLMConfig, seed: int) -> list[int]:
+    """Up to `count` meshes of a split, drawn at random among those that the model is made for.
+
+    Raises:
+        InputError: there is none.
+    """
+    most, faces = config.max_faces or 10**9, np.diff(assets.face_starts)
+    fit = [i for i, r in enumerate(assets.records) if r.split == split and faces[i] <= most]
+    if not fit:
+        raise InputError(f"no mesh of the split {split!r} has at most {most} faces; give other meshes")
+    found: list[int] = np.random.default_rng(seed).permutation(fit)[:count].tolist()
+    return found
+
+
 def asked(
     assets: AssetSet, chosen: Sequence[int], config: MeshLMConfig, seed: int
 ) -> tuple[dict[str, Shape], dict[str, Mesh]]:

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from rl3d.errors import InputError
@@ -42,6 +43,7 @@ def align_online(
     *,
     resume: bool = False,
     progress: Report = lambda step, of, numbers: None,
+    accelerator: Accelerator | None = None,
 ) -> Path:
     """Tune all weights of `model`, in place; see `tuning.tune` for the rest.
 
@@ -49,22 +51,27 @@ def align_online(
         shapes: to draw candidates of. references: the mesh of each, in the box of its points.
 
     Raises:
-        InputError: no shapes, or one without a mesh.
+        InputError: no shapes, or one without a mesh; fewer shapes a step than processes.
     """
+    accelerator = accelerator or Accelerator(cpu=model.device.type == "cpu")
+    index, count = accelerator.process_index, accelerator.num_processes
     missing = [name for name in shapes if name not in references]
     if not shapes or missing:
         raise InputError(f"online alignment needs shapes with their meshes; {missing[:1] or 'there is none'}")
+    if min(options.shapes, len(shapes)) < count:
+        raise InputError(f"{min(options.shapes, len(shapes))} shapes a step cannot be shared by {count} processes")
     base = copy.deepcopy(model).requires_grad_(False)
     config = {"online": asdict(options), "shapes": list(shapes)}
     return tune(
         model,
         options,
-        lambda step: gradients(model, base, shapes, references, options, step),
+        lambda step: gradients(model, base, shapes, references, options, step, index, count),
         config,
         lambda last: {"shapes": len(shapes), "last": dict(last), "options": asdict(options)},
         out,
         resume=resume,
         progress=progress,
+        accelerator=accelerator,
     )
 
 
@@ -75,13 +82,18 @@ def gradients(
     references: Mapping[str, Mesh],
     options: OnlineOptions,
     step: int,
+    index: int = 0,
+    count: int = 1,
 ) -> dict[str, float]:
-    """Draw a step's groups and add their gradients to the weights; the numbers to log."""
+    """Draw a step's groups and add their gradients to the weights; the numbers to log.
+
+    Of process `index` of `count`: its groups alone, and its part of the numbers.
+    """
     order = torch.randperm(len(shapes), generator=generator_for(options.seed, 0, step))[: options.shapes].tolist()
-    names = [list(shapes)[i] for i in order]
+    turns = list(enumerate(list(shapes)[i] for i in order))[index::count]
     how = SampleOptions(temperature=1.0, top_p=1.0, max_faces=options.max_faces)  # the policy itself
     groups, scores, failed = [], [], 0
-    for place, name in enumerate(names):
+    for place, name in turns:
         condition = condition_of([shapes[name]], model.config)
         drawn = sample(model, condition, options.group, how, seed_for(options.seed, 1, step, place))
         target = reference(references[name])
@@ -99,11 +111,11 @@ def gradients(
     floors = dict.fromkeys(rewards, options.floor)
     advantages = decoupled_advantages(rewards, dict(options.weights), floors=floors)
     shown: dict[str, float] = {}
-    for name, drawn, a in zip(names, groups, advantages.values):
-        for key, value in _group_gradients(model, base, drawn, shapes[name], a, options, len(names)).items():
+    for (_, name), drawn, a in zip(turns, groups, advantages.values):
+        for key, value in _group_gradients(model, base, drawn, shapes[name], a, options, len(order)).items():
             shown[key] = shown.get(key, 0.0) + value
-    shown |= {name: float(r.abs().mean()) for name, r in rewards.items()}
-    return {**shown, "failed": failed / (len(names) * options.group)}
+    shown |= {name: float(r.abs().mean()) * len(turns) / len(order) for name, r in rewards.items()}
+    return {**shown, "failed": failed / (len(order) * options.group)}
 
 
 def _group_gradients(
@@ -120,7 +132,6 @@ def _group_gradients(
         log_probs, real = sequence_log_probs(model, tokens, condition)
         old = drawn.log_probs[part, : longest - 1].to(model.device)
         kl = k3(log_probs, theirs, real)
-        part_advantages = advantages[part].float().to(model.device)
         loss, numbers = grpo(
             log_probs,
             old,

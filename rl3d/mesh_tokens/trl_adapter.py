@@ -5,7 +5,8 @@ into the backbone with every batch, the masks of M-DPO are the batch's `completi
 states carry what the grammar forbids as further columns, which the head turns into logits of -1e4: TRL's log-probs are
 then those of the grammar's support, like ours. Of its logged numbers `logits/*` say nothing.
 
-TRL's SFT term is over the tokens that count; `align.pair_loss` has it over all tokens of the winner.
+TRL's SFT term is one mean over those tokens of a batch's winners that count; ours is the mean over winners of each
+one's mean over all its tokens: with masks, or winners of different lengths, they differ.
 """
 
 from __future__ import annotations
