@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from rl3d.mesh_tokens.model import MeshLM
-    from rl3d.progress import Stage
+    from rl3d.progress import Progress, Stage
 
 PRESETS = {
     "mdpo": "good faces of the winner up, bad faces of the loser down (Mesh-RFT)",
@@ -83,6 +83,7 @@ def run(args: argparse.Namespace) -> int:
             args.out,
             resume=args.resume,
             progress=session.showing("preference", "margin", "nll"),
+            note=session.progress.note,
             accelerator=session.accelerator,
         )
 
@@ -91,11 +92,12 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Session:
-    """The model, the processes, and where progress is shown."""
+    """The model, the processes, and where progress and warnings are shown."""
 
     model: MeshLM
     accelerator: Accelerator
     stage: Stage
+    progress: Progress
 
     def showing(self, *names: str) -> Callable[[int, int, Mapping[str, float]], None]:
         """A report of each step's numbers of these names."""
@@ -128,7 +130,7 @@ def tune(args: argparse.Namespace, steps: int, tuned: Callable[[Session], Path])
     accelerator.wait_for_everyone()
     try:
         with progress.stage("align", steps) as stage, progress.notes_of("rl3d.kernels"):
-            folder = tuned(Session(model, accelerator, stage))
+            folder = tuned(Session(model, accelerator, stage, progress))
     except RL3DError:
         if first:
             runs.discard_barren(args.out)

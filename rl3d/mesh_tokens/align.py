@@ -13,7 +13,7 @@ log-probabilities are computed once, on the grammar's support like the policy's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rl3d.errors import InputError
 from rl3d.mesh_tokens.align_options import AlignOptions
+from rl3d.mesh_tokens.align_page import Looks, write_page
 from rl3d.mesh_tokens.candidates import condition_of
 from rl3d.mesh_tokens.model import MeshLM
 from rl3d.mesh_tokens.pair_files import PairSet, Shape
@@ -35,6 +36,9 @@ from rl3d.mesh_tokens.tokenizer import Tokenizer
 from rl3d.mesh_tokens.tuning import Report, tune
 from rl3d.randomness import generator_for
 from rl3d.rl import as_floats, mesh_rft_masks, token_dpo
+
+PATIENCE = 5  # steps whose mean counts: single batches of pairs are noisy
+DISPLACED = "winners became less likely than they were while the margin rose: raise align.sft or lower align.lr"
 
 
 def good_tokens(
@@ -162,9 +166,13 @@ def align(
     *,
     resume: bool = False,
     progress: Report = lambda step, of, numbers: None,
+    note: Callable[[str], None] = lambda message: None,
     accelerator: Accelerator | None = None,
 ) -> Path:
     """Tune all weights of `model`, in place, on a set of pairs; see `tuning.tune` for the rest.
+
+    Args:
+        note: told once when `displaced` rings.
 
     Raises:
         InputError: see `prepared`; fewer pairs a step than processes.
@@ -175,16 +183,29 @@ def align(
         raise InputError(f"align.pairs={options.pairs} a step cannot be shared by {count} processes; raise it")
     rows = prepared(model, pairs, options)
     duels = [(rows[p.winner], rows[p.loser]) for p in pairs.pairs]
+    looks, seen = Looks.of(model, pairs), list[dict[str, Any]]()
+
+    def watched(step: int, of: int, numbers: Mapping[str, float]) -> None:
+        seen.append({"step": step, **numbers})
+        if displaced(seen[-PATIENCE:]) and len(displaced(seen)) == 1:
+            note(f"warning: step {step}: {DISPLACED}")
+        progress(step, of, numbers)
+
+    def finished(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        made = report(pairs, options, rows)
+        write_page(Path(out), made, rows, looks.after(model))
+        return made
+
     config = {"align": asdict(options), "pairs": [asdict(p) for p in pairs.pairs], "set": dict(pairs.facts)}
     return tune(
         model,
         options,
         lambda step: gradients(model, duels, options, step, index, count),
         config,
-        lambda last: report(pairs, options, last),
+        finished,
         out,
         resume=resume,
-        progress=progress,
+        progress=watched,
         accelerator=accelerator,
     )
 
@@ -209,17 +230,31 @@ def gradients(
     return shown
 
 
-def report(pairs: PairSet, options: AlignOptions, last: Mapping[str, float]) -> dict[str, Any]:
+def displaced(rows: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Steps by which the margin had risen while winners became less likely: both over the last `PATIENCE` steps' mean.
+
+    Likelihood displacement: the loss falls because losers fall faster. What rises then is neither of the two.
+    """
+    found = []
+    for end in range(PATIENCE, len(rows) + 1):
+        seen = rows[end - PATIENCE : end]
+        if sum(row["margin"] for row in seen) > 0 > sum(row["winner"] for row in seen):
+            found.append(int(seen[-1]["step"]))
+    return found
+
+
+def report(pairs: PairSet, options: AlignOptions, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the run was and how it ended; a winner that became less likely is said."""
-    warnings = []
-    if last.get("winner", 0.0) < 0:
-        warnings.append("the winners became less likely than they were: raise align.sft or lower align.lr")
-    if last.get("margin", 0.0) > 10:
+    warnings, rang = [], displaced(rows)
+    if rang:
+        warnings.append(f"{DISPLACED} (first at step {rang[0]}, {len(rang)} of {len(rows)} steps)")
+    if rows[-1]["margin"] > 10:
         warnings.append("the pairs are saturated: lower align.beta, or take align.reduce=mean")
     return {
         "pairs": len(pairs.pairs),
         "by": {author: sum(p.by == author for p in pairs.pairs) for author in ("metrics", "human")},
-        "last": dict(last),
+        "last": dict(rows[-1]),
+        "displaced": rang,
         "warnings": warnings,
         "options": asdict(options),
     }

@@ -67,7 +67,7 @@ def align_online(
         options,
         lambda step: gradients(model, base, shapes, references, options, step, index, count),
         config,
-        lambda last: {"shapes": len(shapes), "last": dict(last), "options": asdict(options)},
+        lambda rows: {"shapes": len(shapes), "last": dict(rows[-1]), "options": asdict(options)},
         out,
         resume=resume,
         progress=progress,

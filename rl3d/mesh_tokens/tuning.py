@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -50,7 +50,7 @@ def tune(
     pace: Pace,
     gradients: Callable[[int], Numbers],
     config: Mapping[str, Any],
-    report: Callable[[Numbers], Mapping[str, Any]],
+    report: Callable[[Sequence[Mapping[str, Any]]], Mapping[str, Any]],
     out: str | Path,
     *,
     resume: bool,
@@ -62,7 +62,7 @@ def tune(
     Args:
         gradients: adds this process's part of the gradients of step i to the weights and gives its part of what is
             logged, under the same names in every process; it must depend on i and the weights alone.
-        config: what decides the result. report: report.json out of the last step's numbers.
+        config: what decides the result. report: report.json out of the rows of metrics.jsonl.
         progress: called by the first process after every step with its number, of how many, and what is logged.
 
     Returns:
@@ -82,28 +82,27 @@ def tune(
         step = _restored(state, leaves, optimizer) if state.exists() else 0
         if run is not None:
             run.rewind("align", step)
-        last: Numbers = {}
         while step < pace.steps:
             for group in optimizer.param_groups:
                 group["lr"] = pace.lr * min(1.0, (step + 1) / max(1, pace.warmup))
             optimizer.zero_grad(set_to_none=True)
-            last = _summed(gradients(step), accelerator)
+            numbers = _summed(gradients(step), accelerator)
             share_gradients(leaves.values(), accelerator)
             norm = float(torch.nn.utils.clip_grad_norm_(leaves.values(), pace.clip_norm))
             if not math.isfinite(norm):
                 raise InputError(f"the gradient is not finite at step {step}; lower the rate or beta and begin anew")
             optimizer.step()
             step += 1
-            last = {**last, "gradient_norm": norm}
+            numbers["gradient_norm"] = norm
             if run is not None:
-                run.log("align", step, **last)
-                progress(step, pace.steps, last)
+                run.log("align", step, **numbers)
+                progress(step, pace.steps, numbers)
                 if step % pace.save_every == 0 or step == pace.steps:
                     save_leaves(state, leaves, optimizer, {"step": step})
         if run is not None:
             with no_progress_bars():
                 model.save_pretrained(out / "model", safe_serialization=True)
-            run.finish(report(last))
+            run.finish(report(runs.read_metrics(out / "metrics.jsonl")))
             state.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return out / "model"

@@ -184,3 +184,20 @@ def test_drawn_candidates_are_scored_and_make_a_set(tmp_path: Path) -> None:
     assert all(set(c.scores) == {"ber", "ts"} for c in alone.values())
     with pytest.raises(InputError, match="no face with an area"):
         draw_candidates(model, shapes, {"box": Mesh(torch.zeros(3, 3), torch.tensor([[0, 1, 2]]))}, 1, options, 0)
+
+
+def test_winners_that_become_less_likely_ring(tmp_path: Path) -> None:
+    rows = [{"step": s, "margin": 0.1 * s, "winner": 0.1 - 0.05 * s} for s in range(1, 11)]
+    assert module.displaced(rows) == [5, 6, 7, 8, 9, 10]  # the mean of 1 ... 5 is 0.1 - 0.15
+    assert module.displaced([{**r, "winner": 0.1} for r in rows]) == []
+    assert module.displaced([{**r, "margin": -0.1} for r in rows]) == []
+    notes: list[str] = []
+    upside = replace(
+        pairs_of_boxes(), pairs=tuple(replace(p, winner=p.loser, loser=p.winner) for p in pairs_of_boxes().pairs)
+    )
+    options = AlignOptions(masked=False, sft=0.0, lr=1e-3, steps=8, pairs=2, beta=0.05)
+    align(tiny(), upside, options, tmp_path / "run", note=notes.append)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert (len(notes) == 1) == bool(report["displaced"]) == bool(report["warnings"])
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("<svg") == 6 and page.count("<img") == 2 and "red box, asked for with 12 faces" in page
