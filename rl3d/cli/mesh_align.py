@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from rl3d import config, runs, workers
 from rl3d.cli import checks
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from rl3d.mesh_tokens.model import MeshLM
+    from rl3d.mesh_tokens.pair_files import PairSet
     from rl3d.progress import Progress, Stage
 
+Data = TypeVar("Data")
 PRESETS = {
     "mdpo": "good faces of the winner up, bad faces of the loser down (Mesh-RFT)",
     "dpo": "all tokens of both (DPO; S-DPO, N-DPO and DeepMesh's by their pairs)",
@@ -72,13 +74,17 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"unknown --preset {args.preset!r}; {way_out(args.preset, PRESETS)}")
     options = config.resolve(AlignOptions, layers(args, args.preset), args.overrides)
 
-    def tuned(session: Session) -> Path:
-        from rl3d.mesh_tokens.align import align
+    def loaded(model: MeshLM) -> PairSet:
         from rl3d.mesh_tokens.pair_files import read_pair_set
+
+        return read_pair_set(args.pairs)
+
+    def tuned(session: Session, pairs: PairSet) -> Path:
+        from rl3d.mesh_tokens.align import align
 
         return align(
             session.model,
-            read_pair_set(args.pairs),
+            pairs,
             options,
             args.out,
             resume=args.resume,
@@ -87,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
             accelerator=session.accelerator,
         )
 
-    return tune(args, options.steps, tuned)
+    return tune(args, options.steps, loaded, tuned)
 
 
 @dataclass(frozen=True)
@@ -104,8 +110,14 @@ class Session:
         return lambda step, of, numbers: self.stage.at(step, of, **{name: numbers[name] for name in names})
 
 
-def tune(args: argparse.Namespace, steps: int, tuned: Callable[[Session], Path]) -> int:
-    """Run `tuned` in every process that `accelerate launch` started, and print the model's folder."""
+def tune(
+    args: argparse.Namespace, steps: int, loaded: Callable[[MeshLM], Data], tuned: Callable[[Session, Data], Path]
+) -> int:
+    """Run `tuned` in every process that `accelerate launch` started, and print the model's folder.
+
+    Args:
+        loaded: reads what the model is tuned on, before anything is shown or removed.
+    """
     device = checks.device_name(args.device)
     several = workers.launched()
     if not several:
@@ -125,12 +137,13 @@ def tune(args: argparse.Namespace, steps: int, tuned: Callable[[Session], Path])
     if workers.launched_one_of_many():
         progress.note(f"warning: {workers.ONE_INSTEAD}")
     model = load_mesh_lm(args.model, str(accelerator.device) if device == "cuda" else device)
+    data = loaded(model)
     if args.overwrite and first:
         runs.clear(args.out)
     accelerator.wait_for_everyone()
     try:
         with progress.stage("align", steps) as stage, progress.notes_of("rl3d.kernels"):
-            folder = tuned(Session(model, accelerator, stage, progress))
+            folder = tuned(Session(model, accelerator, stage, progress), data)
     except RL3DError:
         if first:
             runs.discard_barren(args.out)

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rl3d import config
 from rl3d.cli import checks, mesh_align
 from rl3d.mesh_tokens.align_options import OnlineOptions
+
+if TYPE_CHECKING:
+    from rl3d.mesh_tokens.model import MeshLM
+    from rl3d.mesh_tokens.pair_files import Shape
+    from rl3d.scenes.mesh import Mesh
 
 EPILOG = """examples:
   rl3d mesh grpo assets/ --out runs/grpo
@@ -31,18 +37,20 @@ def run(args: argparse.Namespace) -> int:
     checks.whole_number("--shapes", args.shapes, 1, 10**6)
     options = config.resolve(OnlineOptions, mesh_align.layers(args, "grpo"), args.overrides)
 
-    def tuned(session: mesh_align.Session) -> Path:
+    def loaded(model: MeshLM) -> tuple[dict[str, Shape], dict[str, Mesh]]:
         from rl3d.data.asset_set import load_asset_set
         from rl3d.mesh_tokens.candidates import asked, picked
-        from rl3d.mesh_tokens.online import align_online
 
         assets = load_asset_set(args.data)
-        chosen = picked(assets, args.split, args.shapes, session.model.config, options.seed)
-        shapes, references = asked(assets, chosen, session.model.config, options.seed)
+        chosen = picked(assets, args.split, args.shapes, model.config, options.seed)
+        return asked(assets, chosen, model.config, options.seed)
+
+    def tuned(session: mesh_align.Session, data: tuple[dict[str, Shape], dict[str, Mesh]]) -> Path:
+        from rl3d.mesh_tokens.online import align_online
+
         return align_online(
             session.model,
-            shapes,
-            references,
+            *data,
             options,
             args.out,
             resume=args.resume,
@@ -50,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
             accelerator=session.accelerator,
         )
 
-    return mesh_align.tune(args, options.steps, tuned)
+    return mesh_align.tune(args, options.steps, loaded, tuned)
 
 
 can_resume = mesh_align.can_resume

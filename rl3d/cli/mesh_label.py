@@ -33,6 +33,8 @@ def run(args: argparse.Namespace) -> int:
     if facts.get("kind") not in ("adjacent", "raw") or not isinstance(facts.get("bins"), int):
         raise InputError(f"{args.pairs / 'pair_set.json'} must name the tokenizer: kind and bins; make the set again")
     session = Session.open(args.pairs, Tokenizer(facts["kind"], facts["bins"]))
+    if not session.pairs.pairs:
+        raise InputError(f"{args.pairs} has no pairs to show; draw more candidates, or loosen the rule")
     with server(session, args.port) as page:
         print(f"http://127.0.0.1:{page.server_address[1]}/")
         sys.stdout.flush()

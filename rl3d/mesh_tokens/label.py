@@ -129,9 +129,12 @@ def pair_page(session: Session, place: int) -> str:
     head = (
         f"<h1>Which mesh is better?</h1><p>{escape(asked)} &middot; pair {place + 1} of {len(pairs)}, {done} seen</p>"
     )
+    legend = '<p class="quiet">Both from two sides. Red: inner sides, seen through holes or on turned faces.</p>'
     neither = _button(session, place, "neither", "n", "Neither: drop this pair")
     skip = f'<a href="/pair/{(place + 1) % len(pairs)}" accesskey="s">skip</a>'
-    return document("rl3d mesh label", [STYLE, head, f'<div class="pair">{"".join(cells)}</div>', neither, skip])
+    return document(
+        "rl3d mesh label", [STYLE, head, f'<div class="pair">{"".join(cells)}</div>', legend, neither, skip]
+    )
 
 
 @lru_cache(maxsize=256)
