@@ -4,9 +4,13 @@ unless there are several."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from torch import Tensor
 
 # By any of these accelerate knows that it was launched: torch's launcher, which it uses itself, and those of MPI.
 LAUNCHERS = ("LOCAL_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -86,6 +90,19 @@ def launched_one_of_many() -> bool:
     """Whether `accelerate launch` was asked for several processes, and began a single one, as it does on CPUs."""
     asked = "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ
     return asked and not launched()
+
+
+def share_gradients(tensors: Iterable[Tensor], accelerator: Accelerator) -> None:
+    """Every gradient becomes its sum over the processes, in one message; a tensor without one counts as 0."""
+    if accelerator.num_processes == 1:
+        return
+    import torch
+
+    whole = list(tensors)
+    slopes = [torch.zeros_like(tensor) if tensor.grad is None else tensor.grad for tensor in whole]
+    total = accelerator.reduce(torch.cat([slope.flatten() for slope in slopes]), "sum")
+    for tensor, piece in zip(whole, total.split([slope.numel() for slope in slopes])):
+        tensor.grad = piece.view_as(tensor).clone()
 
 
 def spread(

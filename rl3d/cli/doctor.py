@@ -65,6 +65,7 @@ EXTRAS = (
         "pip install open3d-cpu (or open3d)",
     ),
     Extra("viser", "viser", "a live viewer in the browser (planned)", "Apache-2.0", "pip install viser"),
+    Extra("trl", "trl", "preference pairs of meshes in TRL's DPOTrainer", "Apache-2.0", "pip install 'rl3d[trl]'"),
     Extra("usd-core", "pxr", "USD files of meshes", "TOST-1.0", "pip install usd-core"),
     Extra("gymnasium", "gymnasium", "environments for 3D agents (planned)", "MIT", "pip install gymnasium"),
     Extra(

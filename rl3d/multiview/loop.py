@@ -41,7 +41,7 @@ from rl3d.multiview.rounds import (
     turn,
     weighted,
 )
-from rl3d.multiview.update import distance_from_base, gradients, optimizer_for, share_gradients, summed, take
+from rl3d.multiview.update import distance_from_base, gradients, optimizer_for, summed, take
 from rl3d.priors.adapters import TunablePrior, save_adapter
 from rl3d.priors.protocol import Prior, PromptEmbedding
 from rl3d.progress import Progress
@@ -49,6 +49,7 @@ from rl3d.reconstruct.leaves import load_memory, read_leaves, readable, restore_
 from rl3d.rewards.protocol import Reward
 from rl3d.rl import ConstraintOptions, ConstraintState, Round, StopOptions, StopState, updated, watched, within_budget
 from rl3d.runs import Run, read_metrics
+from rl3d.workers import share_gradients
 
 T = TypeVar("T")
 ADAPTER, LAST, CHECKPOINT = "adapter", "last", "finetune.safetensors"
@@ -240,7 +241,7 @@ def one_round(
         numbers |= with_less_memory(
             training, progress, lambda: gradients(rule, policy, micros(), training.memory, total)
         )
-        share_gradients(policy, accelerator)
+        share_gradients(policy.parameters.values(), accelerator)
         taken, norm = take(policy, training.optimizer, options.adapter)
         outcome = {"taken": outcome["taken"] + taken, "gradient": norm}
         training.step += 1

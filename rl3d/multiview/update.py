@@ -37,16 +37,6 @@ def gradients(rule: Rule, policy: Policy, micros: Sequence[Drawn], memory: Memor
     return {name: value / count for name, value in sums.items()}
 
 
-def share_gradients(policy: Policy, accelerator: Accelerator) -> None:
-    """Every gradient becomes its sum over the processes, in one message."""
-    if accelerator.num_processes == 1:
-        return
-    slopes = [tensor.grad for tensor in policy.parameters.values() if tensor.grad is not None]
-    whole = accelerator.reduce(torch.cat([slope.flatten() for slope in slopes]), "sum")
-    for slope, piece in zip(slopes, whole.split([slope.numel() for slope in slopes])):
-        slope.copy_(piece.view_as(slope))
-
-
 def summed(value: float, accelerator: Accelerator) -> float:
     """A number's sum over the processes."""
     if accelerator.num_processes == 1:
