@@ -129,13 +129,16 @@ class GenerateOptions:
 def recorded(options: GenerateOptions) -> dict[str, Any]:
     """Plain values for a record of what was asked for.
 
-    The default method and guard are left out, so that what was begun before there was a choice can be resumed.
+    The default method, guard and start of the lift are left out, so that what was begun before there was a choice can
+    be resumed.
     """
     values: dict[str, Any] = to_dict(options)
     if options.method == MethodOptions():
         del values["method"]
     if options.guard == GuardOptions():
         del values["guard"]
+    if options.lift.reconstructor == LiftOptions().reconstructor:
+        del values["lift"]["reconstructor"]
     return values
 
 

@@ -16,6 +16,7 @@ from rl3d.text_to_3d.options import (
     MeshOptions,
     PreviewOptions,
     SampleOptions,
+    recorded,
 )
 
 BAD: list[tuple[type, dict[str, Any]]] = [
@@ -69,3 +70,11 @@ def test_defaults_are_accepted_and_frozen() -> None:
         if is_dataclass(value):
             with pytest.raises(AttributeError):
                 setattr(value, fields(value)[0].name, 1)
+
+
+def test_a_choice_that_was_not_made_is_not_recorded() -> None:
+    """So that runs and benchmarks from before there was one still count."""
+    plain = recorded(GenerateOptions())
+    assert "method" not in plain and "guard" not in plain and "reconstructor" not in plain["lift"]
+    chosen = recorded(GenerateOptions(lift=LiftOptions(reconstructor="feedforward")))
+    assert chosen["lift"].pop("reconstructor") == "feedforward" and chosen == plain
