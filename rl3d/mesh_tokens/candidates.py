@@ -22,6 +22,9 @@ from rl3d.metrics import Gates, MeshScore, Reference, face_quality, reference, s
 from rl3d.randomness import seed_for
 from rl3d.scenes.mesh import Mesh
 
+# The distance is one of the metrics, so that a far candidate loses by it and need not fail.
+LEARNT_FROM = Gates(most_hausdorff=1.0)
+
 
 def condition_of(shapes: Sequence[Shape], config: MeshLMConfig) -> Condition:
     """What shapes are asked by; a shape without points is asked by its words and its number of faces alone.
@@ -124,7 +127,7 @@ def draw_candidates(
     Raises:
         InputError: a reference without an area.
     """
-    gates = gates or Gates()
+    gates = gates or LEARNT_FROM
     found: dict[str, Candidate] = {}
     for place, (name, shape) in enumerate(shapes.items()):
         target = reference(references[name]) if name in references else None

@@ -22,13 +22,13 @@ from torch import Tensor
 
 from rl3d.errors import InputError
 from rl3d.mesh_tokens.align_options import OnlineOptions
-from rl3d.mesh_tokens.candidates import condition_of, measured
+from rl3d.mesh_tokens.candidates import LEARNT_FROM, condition_of, measured
 from rl3d.mesh_tokens.model import MeshLM
 from rl3d.mesh_tokens.pair_files import Shape
 from rl3d.mesh_tokens.pairs import METRICS
 from rl3d.mesh_tokens.sampling import SampleOptions, Samples, sample, sequence_log_probs
 from rl3d.mesh_tokens.tuning import Report, tune
-from rl3d.metrics import Gates, reference
+from rl3d.metrics import reference
 from rl3d.randomness import generator_for, seed_for
 from rl3d.rl import as_floats, decoupled_advantages, grpo, k3
 from rl3d.scenes.mesh import Mesh
@@ -98,7 +98,7 @@ def gradients(
         drawn = sample(model, condition, options.group, how, seed_for(options.seed, 1, step, place))
         target = reference(references[name])
         found = [
-            measured(model, tokens[:length], why, target, shapes[name].faces, Gates())
+            measured(model, tokens[:length], why, target, shapes[name].faces, LEARNT_FROM)
             for tokens, length, why in zip(drawn.tokens, drawn.lengths.tolist(), drawn.failures)
         ]
         failed += sum(c.failed for c in found)
