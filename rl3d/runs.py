@@ -13,16 +13,20 @@ import json
 import math
 import shlex
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rl3d.environment import PeakMemory, environment
 from rl3d.errors import ConfigError, InputError
 from rl3d.files import atomic_write_text, write_json
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 RUN_FILES = ("config.json", "command.txt", "environment.json", "metrics.jsonl", "state.json", "checkpoints")
 RESULT_FILES = (
@@ -234,6 +238,20 @@ class Run:
 
     def _save(self) -> None:
         write_json(self.folder / "state.json", self._state)
+
+
+@contextmanager
+def opened_by_first(
+    folder: Path, config: Mapping[str, Any], resume: bool, accelerator: Accelerator
+) -> Iterator[Run | None]:
+    """`Run.open` by the first process, with this program's command line; the others wait for it, and get None."""
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+        yield None
+        return
+    with Run.open(folder, config, sys.argv, resume=resume) as run:
+        accelerator.wait_for_everyone()
+        yield run
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:

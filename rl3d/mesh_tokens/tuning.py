@@ -7,9 +7,7 @@ gradients are summed, the first process writes.
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,7 +20,7 @@ from rl3d.errors import InputError
 from rl3d.hub import no_progress_bars
 from rl3d.mesh_tokens.model import MeshLM
 from rl3d.reconstruct.leaves import read_leaves, readable, restore_moments, save_leaves
-from rl3d.runs import Run
+from rl3d.runs import opened_by_first
 from rl3d.workers import share_gradients
 
 CHECKPOINT = "align.safetensors"
@@ -75,7 +73,7 @@ def tune(
     out = Path(out)
     leaves = {name: p for name, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(leaves.values(), lr=pace.lr, betas=(0.9, 0.98), weight_decay=0.0)
-    with _opened(out, config, resume, accelerator) as run:
+    with opened_by_first(out, config, resume, accelerator) as run:
         if runs.status(out) == "finished":
             return out / "model"
         state = out / CHECKPOINT
@@ -106,18 +104,6 @@ def tune(
             state.unlink(missing_ok=True)
     accelerator.wait_for_everyone()
     return out / "model"
-
-
-@contextmanager
-def _opened(out: Path, config: Mapping[str, Any], resume: bool, accelerator: Accelerator) -> Iterator[Run | None]:
-    """The run folder, for the first process; the others wait until it is there."""
-    if not accelerator.is_main_process:
-        accelerator.wait_for_everyone()
-        yield None
-        return
-    with Run.open(out, config, sys.argv, resume=resume) as run:
-        accelerator.wait_for_everyone()
-        yield run
 
 
 def _summed(numbers: Numbers, accelerator: Accelerator) -> dict[str, float]:

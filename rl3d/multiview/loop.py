@@ -6,10 +6,8 @@ Several processes (`accelerate launch`) share the groups of a round and end with
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,7 +46,7 @@ from rl3d.progress import Progress
 from rl3d.reconstruct.leaves import load_memory, read_leaves, readable, restore_moments, save_leaves
 from rl3d.rewards.protocol import Reward
 from rl3d.rl import ConstraintOptions, ConstraintState, Round, StopOptions, StopState, updated, watched, within_budget
-from rl3d.runs import Run, read_metrics
+from rl3d.runs import Run, opened_by_first, read_metrics
 from rl3d.workers import share_gradients
 
 T = TypeVar("T")
@@ -132,7 +130,7 @@ def finetune(
     if guard is not None and options.watch.every > 0:
         seen_prompts = [prior.encode_prompt(text) for text in (look_prompts or texts)[: options.watch.looks]]
         looks = Looks(prior, reward, guard, tuple(seen_prompts), options, out)
-    with _opened(out, config, resume, accelerator) as run:
+    with opened_by_first(out, config, resume, accelerator) as run:
         file = out / "checkpoints" / CHECKPOINT
         if resume and file.exists():
             restore(training, file)
@@ -186,18 +184,6 @@ def run_config(
     names = {role: None if other is None else other.name for role, other in others.items()}
     names |= {"prior": base or "embedded", "reward": reward.name}
     return {**names, "prompts": prompts, **to_dict(options)}
-
-
-@contextmanager
-def _opened(out: Path, config: dict[str, Any], resume: bool, accelerator: Accelerator) -> Iterator[Run | None]:
-    """The run folder, for the first process; the others wait until it is there."""
-    if not accelerator.is_main_process:
-        accelerator.wait_for_everyone()
-        yield None
-        return
-    with Run.open(out, config, sys.argv, resume=resume) as run:
-        accelerator.wait_for_everyone()
-        yield run
 
 
 def one_round(
