@@ -32,7 +32,7 @@ from rl3d.environment import environment
 from rl3d.files import atomic_write_text, write_json
 from rl3d.mesh_tokens.align import align
 from rl3d.mesh_tokens.align_options import AlignOptions, OnlineOptions
-from rl3d.mesh_tokens.candidates import asked, condition_of, draw_candidates, pair_set
+from rl3d.mesh_tokens.candidates import asked, condition_of, draw_candidates, pair_set, picked
 from rl3d.mesh_tokens.model import MeshLM, load_mesh_lm
 from rl3d.mesh_tokens.online import align_online
 from rl3d.mesh_tokens.pair_files import PairSet, Shape, read_pair_set, write_pair_set
@@ -88,18 +88,13 @@ class Bench:
         self.args, self.out = args, args.out
         self.base = load_mesh_lm(args.model)
         assets = load_asset_set(args.data)
-        most = args.max_faces or self.base.config.max_faces or 10**9
-        faces = np.diff(assets.face_starts)
-
-        def some(split: str, count: int, seed: int) -> list[int]:
-            fit = [i for i, r in enumerate(assets.records) if r.split == split and faces[i] <= most]
-            return sorted(np.random.default_rng(seed).permutation(fit)[:count].tolist())
-
         config = self.base.config
-        self.train_shapes, self.train_meshes = asked(assets, some("train", args.train_shapes, 1), config, 1)
-        self.val_shapes, self.val_meshes = asked(assets, some("val", args.val_shapes, 2), config, 2)
+        train = sorted(picked(assets, "train", args.train_shapes, config, 1, args.max_faces))
+        val = sorted(picked(assets, "val", args.val_shapes, config, 2, args.max_faces))
+        self.train_shapes, self.train_meshes = asked(assets, train, config, 1)
+        self.val_shapes, self.val_meshes = asked(assets, val, config, 2)
         self.references = {name: reference(mesh) for name, mesh in self.val_meshes.items()}
-        self.most = most
+        self.most = args.max_faces or config.max_faces or 10**9
 
     def sampling(self, temperature: float) -> SampleOptions:
         return SampleOptions(temperature=temperature, top_p=1.0, max_faces=min(2 * self.most, 2000))

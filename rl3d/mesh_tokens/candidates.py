@@ -17,7 +17,7 @@ from rl3d.mesh_tokens.model import MeshLM, MeshLMConfig
 from rl3d.mesh_tokens.pair_files import Candidate, Pair, PairSet, Shape
 from rl3d.mesh_tokens.pairs import PairRule, dominance
 from rl3d.mesh_tokens.quantise import to_bins
-from rl3d.mesh_tokens.sampling import SampleOptions, sample
+from rl3d.mesh_tokens.sampling import SampleOptions, Samples, sample
 from rl3d.metrics import Gates, MeshScore, Reference, face_quality, reference, score_mesh, surface, worst_score
 from rl3d.randomness import seed_for
 from rl3d.scenes.mesh import Mesh
@@ -46,13 +46,13 @@ def condition_of(shapes: Sequence[Shape], config: MeshLMConfig) -> Condition:
     return Condition(clouds[..., :3].contiguous(), clouds[..., 3:].contiguous(), there, words, faces)
 
 
-def picked(assets: AssetSet, split: str, count: int, config: MeshLMConfig, seed: int) -> list[int]:
-    """Up to `count` meshes of a split, drawn at random among those that the model is made for.
+def picked(assets: AssetSet, split: str, count: int, config: MeshLMConfig, seed: int, max_faces: int = 0) -> list[int]:
+    """Up to `count` meshes of a split, at random among those of at most `max_faces`; 0: the most of the model.
 
     Raises:
         InputError: there is none.
     """
-    most, faces = config.max_faces or 10**9, np.diff(assets.face_starts)
+    most, faces = max_faces or config.max_faces or 10**9, np.diff(assets.face_starts)
     fit = [i for i, r in enumerate(assets.records) if r.split == split and faces[i] <= most]
     if not fit:
         raise InputError(f"no mesh of the split {split!r} has at most {most} faces; give other meshes")
@@ -93,19 +93,35 @@ def scores_of(found: MeshScore) -> dict[str, float]:
 
 
 def measured(
-    model: MeshLM, tokens: Tensor, failure: str, target: Reference | None, faces: int, gates: Gates
+    model: MeshLM, tokens: Tensor, failure: str, name: str, target: Reference | None, faces: int, gates: Gates
 ) -> Candidate:
-    """One sequence as a candidate without a shape's name: decoded and scored; undecodable is a score, the worst."""
+    """One sequence as a candidate of the shape `name`: decoded and scored; undecodable is a score, the worst."""
     written = tokens.numpy().astype(np.int32)
     decoded = model.config.tokenizer.decode(written)
     why = failure or decoded.failure
     if why:
         worst = scores_of(worst_score(why, target is not None))
-        return Candidate("", written, np.zeros(0, np.float32), worst)
+        return Candidate(name, written, np.zeros(0, np.float32), worst)
     mesh = decoded.mesh()
     seen = surface(mesh.vertices.double().numpy(), mesh.faces.numpy())
     found = score_mesh(seen, target, faces=faces, gates=gates)
-    return Candidate("", written, face_quality(seen).astype(np.float32), scores_of(found))
+    return Candidate(name, written, face_quality(seen).astype(np.float32), scores_of(found))
+
+
+def draw_group(
+    model: MeshLM,
+    name: str,
+    shape: Shape,
+    target: Reference | None,
+    count: int,
+    options: SampleOptions,
+    seed: int,
+    gates: Gates = LEARNT_FROM,
+) -> tuple[Samples, list[Candidate]]:
+    """`count` samples of one shape, and each as a candidate."""
+    drawn = sample(model, condition_of([shape], model.config), count, options, seed)
+    rows = zip(drawn.tokens, drawn.lengths.tolist(), drawn.failures)
+    return drawn, [measured(model, t[:length], why, name, target, shape.faces, gates) for t, length, why in rows]
 
 
 def draw_candidates(
@@ -116,7 +132,7 @@ def draw_candidates(
     options: SampleOptions,
     seed: int,
     *,
-    gates: Gates | None = None,
+    gates: Gates = LEARNT_FROM,
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> dict[str, Candidate]:
     """`count` candidates of every shape, by name "SHAPE/NUMBER". Which ones depends on the seed and the shape's place.
@@ -127,14 +143,11 @@ def draw_candidates(
     Raises:
         InputError: a reference without an area.
     """
-    gates = gates or LEARNT_FROM
     found: dict[str, Candidate] = {}
     for place, (name, shape) in enumerate(shapes.items()):
         target = reference(references[name]) if name in references else None
-        drawn = sample(model, condition_of([shape], model.config), count, options, seed_for(seed, place))
-        for row, (tokens, length) in enumerate(zip(drawn.tokens, drawn.lengths.tolist())):
-            one = measured(model, tokens[:length], drawn.failures[row], target, shape.faces, gates)
-            found[f"{name}/{row}"] = Candidate(name, one.tokens, one.quality, one.scores)
+        _, group = draw_group(model, name, shape, target, count, options, seed_for(seed, place), gates)
+        found |= {f"{name}/{row}": one for row, one in enumerate(group)}
         progress(place + 1, len(shapes))
     return found
 

@@ -22,11 +22,11 @@ from torch import Tensor
 
 from rl3d.errors import InputError
 from rl3d.mesh_tokens.align_options import OnlineOptions
-from rl3d.mesh_tokens.candidates import LEARNT_FROM, condition_of, measured
+from rl3d.mesh_tokens.candidates import condition_of, draw_group
 from rl3d.mesh_tokens.model import MeshLM
 from rl3d.mesh_tokens.pair_files import Shape
 from rl3d.mesh_tokens.pairs import METRICS
-from rl3d.mesh_tokens.sampling import SampleOptions, Samples, sample, sequence_log_probs
+from rl3d.mesh_tokens.sampling import SampleOptions, Samples, sequence_log_probs
 from rl3d.mesh_tokens.tuning import Report, tune
 from rl3d.metrics import reference
 from rl3d.randomness import generator_for, seed_for
@@ -94,13 +94,8 @@ def gradients(
     how = SampleOptions(temperature=1.0, top_p=1.0, max_faces=options.max_faces)  # the policy itself
     groups, scores, failed = [], [], 0
     for place, name in turns:
-        condition = condition_of([shapes[name]], model.config)
-        drawn = sample(model, condition, options.group, how, seed_for(options.seed, 1, step, place))
-        target = reference(references[name])
-        found = [
-            measured(model, tokens[:length], why, target, shapes[name].faces, LEARNT_FROM)
-            for tokens, length, why in zip(drawn.tokens, drawn.lengths.tolist(), drawn.failures)
-        ]
+        seed, target = seed_for(options.seed, 1, step, place), reference(references[name])
+        drawn, found = draw_group(model, name, shapes[name], target, options.group, how, seed)
         failed += sum(c.failed for c in found)
         groups.append(drawn)
         scores.append([c.scores for c in found])

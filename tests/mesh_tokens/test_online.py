@@ -13,7 +13,7 @@ from tiny_mesh_lm import tiny_model
 from tiny_mesh_pairs import box
 
 from rl3d.errors import ConfigError, InputError
-from rl3d.mesh_tokens import online
+from rl3d.mesh_tokens import candidates, online
 from rl3d.mesh_tokens.align_options import OnlineOptions
 from rl3d.mesh_tokens.model import MeshLM, load_mesh_lm
 from rl3d.mesh_tokens.pair_files import Shape
@@ -35,13 +35,13 @@ def seen_by(model: MeshLM, options: OnlineOptions, out: Path) -> list[Mapping[st
 @pytest.fixture
 def lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Short sequences are rewarded; the lengths of all that were scored."""
-    whole, found = online.measured, []
+    whole, found = candidates.measured, []
 
     def short(model: MeshLM, tokens: torch.Tensor, *rest: object) -> object:
         found.append(len(tokens))
         return replace(whole(model, tokens, *rest), scores={"hd": len(tokens) / 100})  # type: ignore[arg-type]
 
-    monkeypatch.setattr(online, "measured", short)
+    monkeypatch.setattr(candidates, "measured", short)
     return found
 
 
@@ -55,8 +55,8 @@ def test_the_first_step_is_on_policy(lengths: list[int], tmp_path: Path) -> None
 
 
 def test_equal_candidates_teach_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    whole = online.measured
-    monkeypatch.setattr(online, "measured", lambda *a: replace(whole(*a), scores={"hd": 0.5}))
+    whole = candidates.measured
+    monkeypatch.setattr(candidates, "measured", lambda *a: replace(whole(*a), scores={"hd": 0.5}))
     first = seen_by(tiny_model(), replace(FEW, steps=1, weights=ONLY), tmp_path)[0]
     assert first["gradient_norm"] < 1e-6
 
