@@ -16,6 +16,7 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -76,12 +77,16 @@ def naive_seconds(model: MeshLM, rows: int, tokens: int, every: int = 50) -> flo
     return sum(seconds) / len(seconds) * tokens
 
 
-def resident(reset: bool = False) -> int:
-    """KiB of resident memory at its highest since the last reset (Linux)."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-    return int(line.split()[1])
+def rise(work: Callable[[], object]) -> float:
+    """MiB that `work` adds to resident memory at its highest, in a process that had no higher peak before."""
+
+    def status(name: str) -> int:  # KiB (Linux). The mark cannot be set back on every machine, hence the new process
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
+        return int(line.split()[1])
+
+    before = status("VmRSS")
+    work()
+    return (status("VmHWM") - before) / 1024
 
 
 @torch.no_grad()
@@ -89,16 +94,19 @@ def peak(model: MeshLM, what: str, faces: int) -> dict[str, float]:
     """Rise of the resident memory in MiB, with the tokens of the mesh."""
     options = SampleOptions(temperature=1.0, top_p=1.0, max_faces=faces)
     if what == "sample":
-        before = resident(reset=True)
-        tokens = int(sample(Endless(model), cloud(model), 1, options, seed=0).lengths)  # type: ignore[arg-type]
+        made: list[int] = []
+
+        def work() -> None:
+            found = sample(Endless(model), cloud(model), 1, options, seed=0)  # type: ignore[arg-type]
+            made.append(int(found.lengths))
+
+        mib, tokens = rise(work), made[0]
     else:  # a mesh's length without its memory: a strip's tokens
         signs = model.config.tokenizer.vocabulary
         body = torch.randint(0, signs.bins, (1, 9 + 3 * (faces - 1)), generator=torch.Generator().manual_seed(0))
         row = torch.cat([torch.tensor([[signs.begin]]), body, torch.tensor([[signs.end]])], 1)
-        before = resident(reset=True)
-        sequence_log_probs(model, row, cloud(model))
-        tokens = row.shape[1]
-    return {"faces": faces, "tokens": tokens, "mib": round((resident() - before) / 1024, 1)}
+        mib, tokens = rise(lambda: sequence_log_probs(model, row, cloud(model))), row.shape[1]
+    return {"faces": faces, "tokens": tokens, "mib": round(mib, 1)}
 
 
 def main() -> None:
