@@ -27,8 +27,9 @@ from torch.nn.utils.rnn import pad_sequence
 
 from rl3d.errors import InputError
 from rl3d.mesh_tokens.align_options import AlignOptions
-from rl3d.mesh_tokens.align_page import Looks, write_page
+from rl3d.mesh_tokens.align_page import Looks, pair_charts, write_page
 from rl3d.mesh_tokens.candidates import condition_of
+from rl3d.mesh_tokens.grammar import Grammar
 from rl3d.mesh_tokens.model import MeshLM
 from rl3d.mesh_tokens.pair_files import PairSet, Shape
 from rl3d.mesh_tokens.sampling import sequence_log_probs
@@ -64,11 +65,15 @@ def good_tokens(
 
 @dataclass(frozen=True)
 class Row:
-    """A candidate as tensors: tokens [T], phi [T - 1], the reference's log-probabilities [T - 1], and its shape."""
+    """A candidate as tensors: tokens [T], phi [T - 1], the reference's log-probabilities [T - 1], and its shape.
+
+    `supports` [T - 1, V] is the grammar's, see `sampling.sequence_log_probs`.
+    """
 
     tokens: Tensor
     good: Tensor
     reference: Tensor
+    supports: Tensor
     shape: Shape
 
 
@@ -82,17 +87,19 @@ def prepared(model: MeshLM, pairs: PairSet, options: AlignOptions) -> dict[str, 
     if not names:
         raise InputError("the set has no pairs; draw more candidates, or loosen the rule")
     rows, tokenizer = {}, model.config.tokenizer
+    grammar = Grammar(tokenizer)
     for name in names:
         candidate = pairs.candidates[name]
         good = good_tokens(candidate.tokens, candidate.quality, tokenizer, options.good_above)
         tokens = torch.from_numpy(candidate.tokens.astype(np.int64))
+        supports = grammar.supports(tokens[None])
         shape = pairs.shapes[candidate.shape]
         with torch.no_grad():
             asked = condition_of([shape], model.config).to(model.device)
-            log_probs, _ = sequence_log_probs(model, tokens[None].to(model.device), asked)
+            log_probs, _ = sequence_log_probs(model, tokens[None].to(model.device), asked, supports.to(model.device))
         if not bool(torch.isfinite(log_probs).all()):
             raise InputError(f"candidate {name!r} breaks the grammar of the model ({tokenizer}); make the set with it")
-        rows[name] = Row(tokens, torch.from_numpy(good), log_probs[0].cpu(), shape)
+        rows[name] = Row(tokens, torch.from_numpy(good), log_probs[0].cpu(), supports[0], shape)
     return rows
 
 
@@ -129,7 +136,8 @@ def pair_loss(
     device = model.device
     tokens = pad_sequence([r.tokens for r in flat], True, model.config.tokenizer.vocabulary.pad).to(device)
     condition = condition_of([r.shape for r in flat], model.config).to(device)
-    log_probs, _ = sequence_log_probs(model, tokens, condition)
+    supports = pad_sequence([r.supports for r in flat], True, True).to(device)  # beyond the end nothing counts
+    log_probs, _ = sequence_log_probs(model, tokens, condition, supports)
     reference = pad_sequence([r.reference for r in flat], True).to(device)
     mask_w, mask_l, real_w = (mask.to(device) for mask in counted(rows, starts, options))
     loss, numbers = token_dpo(
@@ -183,7 +191,8 @@ def align(
         raise InputError(f"align.pairs={options.pairs} a step cannot be shared by {count} processes; raise it")
     rows = prepared(model, pairs, options)
     duels = [(rows[p.winner], rows[p.loser]) for p in pairs.pairs]
-    looks, seen = Looks.of(model, pairs), list[dict[str, Any]]()
+    named = dict.fromkeys(pairs.candidates[p.winner].shape for p in pairs.pairs)
+    looks, seen = Looks.of(model, (pairs.shapes[name] for name in named)), list[dict[str, Any]]()
 
     def watched(step: int, of: int, numbers: Mapping[str, float]) -> None:
         seen.append({"step": step, **numbers})
@@ -193,7 +202,8 @@ def align(
 
     def finished(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         made = report(pairs, options, rows)
-        write_page(Path(out), made, rows, looks.after(model))
+        charts = pair_charts(rows, made["displaced"][:1])
+        write_page(Path(out), f"Alignment on {len(duels)} pairs", made, charts, looks.after(model))
         return made
 
     config = {"align": asdict(options), "pairs": [asdict(p) for p in pairs.pairs], "set": dict(pairs.facts)}

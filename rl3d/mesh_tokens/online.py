@@ -12,9 +12,10 @@ failed has the worst scores and learns from them like any other.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from rl3d.errors import InputError
 from rl3d.mesh_tokens.align_options import OnlineOptions
+from rl3d.mesh_tokens.align_page import Looks, online_charts, write_page
 from rl3d.mesh_tokens.candidates import condition_of, draw_group
 from rl3d.mesh_tokens.model import MeshLM
 from rl3d.mesh_tokens.pair_files import Shape
@@ -61,13 +63,21 @@ def align_online(
     if min(options.shapes, len(shapes)) < count:
         raise InputError(f"{min(options.shapes, len(shapes))} shapes a step cannot be shared by {count} processes")
     base = copy.deepcopy(model).requires_grad_(False)
+    looks = Looks.of(model, shapes.values())
+
+    def finished(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        made = {"shapes": len(shapes), "last": dict(rows[-1]), "options": asdict(options)}
+        charts = online_charts(rows, [name for name, _ in options.weights])
+        write_page(Path(out), f"Online alignment on {len(shapes)} shapes", made, charts, looks.after(model))
+        return made
+
     config = {"online": asdict(options), "shapes": list(shapes)}
     return tune(
         model,
         options,
         lambda step: gradients(model, base, shapes, references, options, step, index, count),
         config,
-        lambda rows: {"shapes": len(shapes), "last": dict(rows[-1]), "options": asdict(options)},
+        finished,
         out,
         resume=resume,
         progress=progress,

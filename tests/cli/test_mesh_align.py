@@ -113,7 +113,7 @@ def test_two_processes_end_where_one_does(action: str, world: Path, tmp_path: Pa
     one, two, start = weights(tmp_path / "one"), weights(tmp_path / "two"), load_file(world / "model/model.safetensors")
     moved = max(float((one[name] - start[name]).abs().max()) for name in one)
     apart = max(float((one[name] - two[name]).abs().max()) for name in one)
-    assert moved > 1e-3 and apart < 0.02 * moved, (moved, apart)
+    assert moved > 1e-3 and apart < 1e-3 * moved, (moved, apart)  # measured 1.2e-4 and 0
     rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
     assert rows[0][0].keys() == rows[1][0].keys()
     for key in {"align": ("preference", "nll", "tokens_loser"), "grpo": ("loss", "failed", "hd")}[action]:

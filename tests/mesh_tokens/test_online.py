@@ -65,6 +65,8 @@ def test_a_reward_rises(lengths: list[int], tmp_path: Path) -> None:
     options = replace(FEW, weights=ONLY, group=16, micro_batch=16, steps=14, lr=4e-3, max_faces=12, beta=0.0)
     seen_by(tiny_model(), options, tmp_path)
     assert np.mean(lengths[-48:]) < 0.75 * np.mean(lengths[:48])
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 4 and page.count("<img") == 1 and "HD of what was drawn (less is better)" in page
 
 
 def test_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path) -> None:
