@@ -44,7 +44,7 @@ LARGE = {
     "cloud_layers": 6,
     "cloud_points": 4096,
 }
-MATRIX = re.compile(r".*blocks\.\d+\.(qkv|out|up|down)\.weight")  # what Muon moves
+MATRIX = re.compile(r".*(blocks\.\d+\.(qkv|out|up|down)|lookup\.out)\.weight")  # what Muon moves
 CHUNK = 8192  # tokens of validation at a time
 
 

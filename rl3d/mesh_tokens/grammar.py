@@ -21,6 +21,7 @@ from rl3d.mesh_tokens.tokenizer import Tokenizer
 
 SLOTS = 14
 NEXT, TURNED, OVER = 9, 12, 13
+WINDOW = 12  # tokens that hold two vertices, two signs and what the vertex at hand has
 _AXIS = (0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 0)  # of the coordinate due in each slot
 
 
@@ -166,3 +167,28 @@ def slots_of(tokens: Tensor, tokenizer: Tokenizer) -> Tensor:
         after_turn = torch.where(since == 0, TURNED, strip)
         slot = torch.where(turn > whole, after_turn, torch.where(since < 9, since, strip))
     return torch.where(over, OVER, slot)
+
+
+def near_of(tokens: Tensor, slots: Tensor, tokenizer: Tokenizer) -> Tensor:
+    """[B, T, 9] bins around the token due after each of `tokens` [B, T], -1 where there is none yet.
+
+    The last vertex, the one before it, and the coordinates of the vertex at hand, all in the order of writing. Exact
+    for the last token of a window of `WINDOW` tokens too.
+    """
+    place = torch.arange(tokens.shape[1], device=tokens.device)
+    coordinate = tokens < tokenizer.bins
+    complete = coordinate & ((slots - 1) % 3 == 2)
+    end = torch.where(complete, place, -1).cummax(1).values  # of the last vertex
+    before = torch.where(end > 0, end.gather(1, (end - 1).clamp_min(0)), -1)
+    axis = torch.tensor(_AXIS, device=tokens.device)[slots]
+    shift = torch.arange(3, device=tokens.device)
+
+    def read(index: Tensor, there: Tensor) -> Tensor:
+        flat = tokens.gather(1, index.clamp(0, tokens.shape[1] - 1).flatten(1)).view_as(index)
+        return torch.where(there, flat, -1)
+
+    def vertex(last: Tensor) -> Tensor:
+        return read(last[..., None] - 2 + shift, (last >= 2)[..., None].expand(*last.shape, 3))
+
+    begun = (place - axis)[..., None] + 1 + shift  # [B, T, 3] places of the vertex at hand
+    return torch.cat([vertex(end), vertex(before), read(begun, shift < axis[..., None])], 2)

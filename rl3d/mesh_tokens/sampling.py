@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rl3d.errors import ConfigError
 from rl3d.mesh_tokens.condition import Condition
-from rl3d.mesh_tokens.grammar import OVER, Grammar
+from rl3d.mesh_tokens.grammar import OVER, WINDOW, Grammar, near_of
 from rl3d.mesh_tokens.layers import KeyValues
 from rl3d.mesh_tokens.model import MeshLM
 from rl3d.randomness import generator_for
@@ -126,10 +126,12 @@ def sample(
     given = next((len(v) for v in condition.tensors().values()), 1)
     begin = torch.full((given, 1), signs.begin, device=device)
     cache, state = KeyValues(), grammar.start(given, device)
-    logits = model(begin, past_key_values=cache, slots=state.slot[:, None], **condition.tensors()).logits[:, -1]
+    tail, slots = begin, state.slot[:, None]  # of the last tokens
+    logits = model(begin, past_key_values=cache, slots=slots, **condition.tensors()).logits[:, -1]
     if given != count:
         every = torch.zeros(count, dtype=torch.int64, device=device)
-        logits, state = logits[every], state.rows(every)
+        logits, state, tail, slots = logits[every], state.rows(every), tail[every], slots[every]
+        condition = condition.rows(every)
         cache.select(every)
     rows = torch.arange(count)  # numbers of the rows that are still in the batch
     numbers = _Rows(seed, first_row + count)
@@ -157,11 +159,15 @@ def sample(
         step += 1
         if not bool(keep.all()):
             left = keep.nonzero()[:, 0]
-            rows, token, state = rows[left.cpu()], token[left], state.rows(left)
+            rows, token, state, condition = rows[left.cpu()], token[left], state.rows(left), condition.rows(left)
+            tail, slots = tail[left], slots[left]
             cache.select(left)
         if len(rows):
-            slots = state.slot[:, None]
-            logits = model(token[:, None], past_key_values=cache, slots=slots).logits[:, -1]
+            tail = torch.cat([tail, token[:, None]], 1)[:, -WINDOW:]
+            slots = torch.cat([slots, state.slot[:, None]], 1)[:, -WINDOW:]
+            near = near_of(tail, slots, grammar.tokenizer)[:, -1:]
+            own = {"past_key_values": cache, "slots": slots[:, -1:], "near": near}
+            logits = model(token[:, None], **own, **condition.tensors()).logits[:, -1]
     return _gathered(written, failures, signs.begin, signs.pad)
 
 

@@ -49,12 +49,13 @@ class SupportedBackbone(MeshLMModel):
         past_key_values: Any = None,
         use_cache: bool | None = None,
         slots: Tensor | None = None,
+        near: Tensor | None = None,
         **asked: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states [B, T, width + V]; else as `MeshLMModel.forward`."""
         if past_key_values is not None:
             raise InputError("this model scores whole sequences; to generate, load what it saved with load_mesh_lm")
-        hidden = super().forward(input_ids, attention_mask, None, False, slots, **asked).last_hidden_state
+        hidden = super().forward(input_ids, attention_mask, None, False, slots, near, **asked).last_hidden_state
         grammar = Grammar(self.config.tokenizer)
         after = input_ids.new_full((len(input_ids), 1), grammar.tokenizer.vocabulary.pad)
         forbidden = ~grammar.supports(torch.cat([input_ids, after], 1))  # [B, T, V]

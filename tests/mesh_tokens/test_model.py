@@ -12,7 +12,7 @@ from transformers.cache_utils import DynamicCache
 
 from rl3d.errors import AssetError, InputError
 from rl3d.mesh_tokens.condition import Condition
-from rl3d.mesh_tokens.grammar import slots_of
+from rl3d.mesh_tokens.grammar import near_of, slots_of
 from rl3d.mesh_tokens.layers import KeyValues
 from rl3d.mesh_tokens.model import MeshLM, load_mesh_lm
 
@@ -88,8 +88,10 @@ def test_a_cache_changes_nothing(model: MeshLM, make: type) -> None:
     tokens, condition = some_tokens(model), tiny_condition(2)
     whole, cache = logits(model, tokens, condition), make()
     slots, parts, place = slots_of(tokens, model.config.tokenizer), [], 0
+    near = near_of(tokens, slots, model.config.tokenizer)
     for count in (2, 1, 1, 4, 1, 5):
-        own = {"input_ids": tokens[:, place : place + count], "slots": slots[:, place : place + count]}
+        part = slice(place, place + count)
+        own = {"input_ids": tokens[:, part], "slots": slots[:, part], "near": near[:, part]}
         parts.append(model(**own, past_key_values=cache, **condition.tensors()).logits)
         place += count
     assert place == tokens.shape[1]

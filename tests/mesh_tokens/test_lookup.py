@@ -1,0 +1,79 @@
+"""Attention by geometry: its weights are the formula's, and what is near is what was written last."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from tiny_mesh_lm import tiny_condition, tiny_model
+
+from rl3d.mesh_tokens.condition import fourier
+from rl3d.mesh_tokens.grammar import SLOTS, WINDOW, near_of, slots_of
+from rl3d.mesh_tokens.lookup import HEADS, OCTAVES, SurfaceLookup
+from rl3d.mesh_tokens.quantise import AXES
+from rl3d.mesh_tokens.sampling import SampleOptions, sample
+
+
+@pytest.mark.parametrize("kind", ["adjacent", "raw"])
+def test_near_is_what_was_written_last(kind: str) -> None:
+    model = tiny_model(kind)
+    tokenizer = model.config.tokenizer
+    made = sample(model, tiny_condition(6), 6, SampleOptions(1.0, top_p=1.0, max_faces=12), seed=0)
+    slots = slots_of(made.tokens, tokenizer)
+    near = near_of(made.tokens, slots, tokenizer)
+    signs = 0
+    for row, length in enumerate(made.lengths.tolist()):
+        written: list[int] = []  # coordinates, without the signs between vertices
+        for place, token in enumerate(made.tokens[row, :length].tolist()):
+            written += [token] if token < tokenizer.bins else []
+            signs += token >= tokenizer.bins
+            whole = len(written) // 3 * 3
+            last = [-1] * 3 if whole < 3 else written[whole - 3 : whole]
+            before = [-1] * 3 if whole < 6 else written[whole - 6 : whole - 3]
+            own = (written[whole:] + [-1] * 3)[:3]
+            assert near[row, place].tolist() == [*last, *before, *own]
+            window = slice(max(0, place + 1 - WINDOW), place + 1)
+            few = near_of(made.tokens[row : row + 1, window], slots[row : row + 1, window], tokenizer)
+            assert few[0, -1].tolist() == near[row, place].tolist()
+    assert signs > 12 or kind == "raw"  # more than begin and end
+
+
+def test_weights_are_those_of_the_formula() -> None:
+    torch.manual_seed(0)
+    bins, width = 16, 40
+    lookup = SurfaceLookup(width, bins).double()
+    with torch.no_grad():
+        for tensor in lookup.parameters():
+            tensor.add_(0.2 * torch.randn_like(tensor))
+    condition = tiny_condition(2)
+    assert condition.points is not None and condition.normals is not None
+    near = torch.randint(0, bins, (2, 5, 9))
+    near[0, 0], near[0, 1, 3:], near[1, 2, 7:] = -1, -1, -1
+    slots = torch.randint(0, SLOTS, (2, 5))
+    out = lookup(near, slots, condition.points, condition.normals, torch.tensor([True, True]))
+    points, normals = condition.points[..., AXES].double(), condition.normals[..., AXES].double()
+    for row, place in ((0, 0), (0, 1), (1, 2), (1, 4)):
+        known = near[row, place] >= 0
+        at = torch.where(known, (near[row, place] + 0.5) / bins - 0.5, torch.tensor(0.0)).double().view(3, 3)
+        found = []
+        for head in range(HEADS):
+            score = points[row] @ lookup.slope[slots[row, place], head]
+            for vertex in range(3):
+                s = 0.5 * lookup.precision[slots[row, place], head, vertex].exp() * known.view(3, 3)[vertex]
+                score = score - ((points[row] - at[vertex]).square() * s).sum(1)
+            value = torch.cat([fourier(points[row], OCTAVES), normals[row]], 1)
+            found.append(score.softmax(0) @ value)
+        ours = lookup.out(torch.cat([at.flatten(), *found]))
+        assert torch.allclose(out[row, place], ours, atol=1e-5)
+    hidden = lookup(near, slots, condition.points, condition.normals, torch.tensor([True, False]))
+    assert torch.equal(hidden[0], out[0]) and torch.allclose(hidden[1], lookup(near, slots, None, None, None)[1])
+
+
+def test_gradients_reach_the_widths() -> None:
+    lookup = SurfaceLookup(24, 16)
+    torch.nn.init.normal_(lookup.out.weight)
+    condition = tiny_condition(2)
+    lookup(
+        torch.randint(0, 16, (2, 4, 9)), torch.zeros(2, 4, dtype=torch.long), *list(vars(condition).values())[:3]
+    ).square().sum().backward()
+    for tensor in (lookup.precision.grad, lookup.slope.grad):
+        assert tensor is not None and tensor[0].abs().min() > 0 and float(tensor[1:].abs().max()) == 0
