@@ -21,7 +21,7 @@ from rl3d.mesh_tokens.tokenizer import Tokenizer
 
 SLOTS = 14
 NEXT, TURNED, OVER = 9, 12, 13
-WINDOW = 12  # tokens that hold two vertices, two signs and what the vertex at hand has
+WINDOW = 16  # tokens that hold three vertices, their signs and what the vertex at hand has
 _AXIS = (0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 0)  # of the coordinate due in each slot
 
 
@@ -170,25 +170,29 @@ def slots_of(tokens: Tensor, tokenizer: Tokenizer) -> Tensor:
 
 
 def near_of(tokens: Tensor, slots: Tensor, tokenizer: Tokenizer) -> Tensor:
-    """[B, T, 9] bins around the token due after each of `tokens` [B, T], -1 where there is none yet.
+    """[B, T, 12] bins around the token due after each of `tokens` [B, T], -1 where there is none yet.
 
-    The last vertex, the one before it, and the coordinates of the vertex at hand, all in the order of writing. Exact
-    for the last token of a window of `WINDOW` tokens too.
+    The last vertex v1, the one before it v2, the coordinates c of the vertex at hand, and the corner e that makes a
+    parallelogram of the last face and the next one of its strip, cut at the grid's border (the parallelogram rule of
+    mesh compression: Touma and Gotsman 1998). All in the order of writing. Exact for the last token of a window of
+    `WINDOW` tokens too.
     """
+    signs = tokenizer.vocabulary
     place = torch.arange(tokens.shape[1], device=tokens.device)
-    coordinate = tokens < tokenizer.bins
-    complete = coordinate & ((slots - 1) % 3 == 2)
-    end = torch.where(complete, place, -1).cummax(1).values  # of the last vertex
-    before = torch.where(end > 0, end.gather(1, (end - 1).clamp_min(0)), -1)
-    axis = torch.tensor(_AXIS, device=tokens.device)[slots]
+    complete = (tokens < signs.bins) & ((slots - 1) % 3 == 2)
     shift = torch.arange(3, device=tokens.device)
+    ends = [torch.where(complete, place, -1).cummax(1).values]  # of the last vertex, of the one before, ...
+    for _ in range(2):
+        ends.append(torch.where(ends[-1] > 0, ends[0].gather(1, (ends[-1] - 1).clamp_min(0)), -1))
 
     def read(index: Tensor, there: Tensor) -> Tensor:
         flat = tokens.gather(1, index.clamp(0, tokens.shape[1] - 1).flatten(1)).view_as(index)
         return torch.where(there, flat, -1)
 
-    def vertex(last: Tensor) -> Tensor:
-        return read(last[..., None] - 2 + shift, (last >= 2)[..., None].expand(*last.shape, 3))
-
-    begun = (place - axis)[..., None] + 1 + shift  # [B, T, 3] places of the vertex at hand
-    return torch.cat([vertex(end), vertex(before), read(begun, shift < axis[..., None])], 2)
+    v1, v2, v3 = (read(end[..., None] - 2 + shift, (end >= 2)[..., None].expand(*end.shape, 3)) for end in ends)
+    axis = torch.tensor(_AXIS, device=tokens.device)[slots][..., None]
+    begun = place[:, None] - axis + 1 + shift  # [B, T, 3] places of the vertex at hand
+    turned = torch.where(tokens == signs.turn, place, -1).cummax(1).values > ends[0]
+    across = torch.where(turned[..., None], v1 + v3 - v2, v1 + v2 - v3).clamp(0, signs.bins - 1)
+    strip = (slots >= NEXT) & (slots < OVER) & (ends[2] >= 2)
+    return torch.cat([v1, v2, read(begun, shift < axis), torch.where(strip[..., None], across, -1)], 2)

@@ -150,7 +150,7 @@ class MeshLMModel(MeshLMPreTrainedModel):
             attention_mask: [B, T'] only looked at for padding on the left, which there must not be; what is padded on
                 the right is seen by nothing before it.
             past_key_values: what came before, the condition with it; of further conditions only the points are read.
-            slots: [B, T] slot after each token, see `grammar.slots_of`. near: [B, T, 9] vertices around the next one,
+            slots: [B, T] slot after each token, see `grammar.slots_of`. near: [B, T, 12] what is around the next one,
                 see `grammar.near_of`. Both are needed after a cache.
             others: see `Condition`.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from tiny_mesh_lm import tiny_condition, tiny_model
@@ -20,7 +21,7 @@ def test_near_is_what_was_written_last(kind: str) -> None:
     made = sample(model, tiny_condition(6), 6, SampleOptions(1.0, top_p=1.0, max_faces=12), seed=0)
     slots = slots_of(made.tokens, tokenizer)
     near = near_of(made.tokens, slots, tokenizer)
-    signs = 0
+    signs, turned = 0, False
     for row, length in enumerate(made.lengths.tolist()):
         written: list[int] = []  # coordinates, without the signs between vertices
         for place, token in enumerate(made.tokens[row, :length].tolist()):
@@ -30,7 +31,14 @@ def test_near_is_what_was_written_last(kind: str) -> None:
             last = [-1] * 3 if whole < 3 else written[whole - 3 : whole]
             before = [-1] * 3 if whole < 6 else written[whole - 6 : whole - 3]
             own = (written[whole:] + [-1] * 3)[:3]
-            assert near[row, place].tolist() == [*last, *before, *own]
+            assert near[row, place, :9].tolist() == [*last, *before, *own]
+            turned = token == tokenizer.vocabulary.turn or (turned and len(written) % 3 > 0)
+            if int(slots[row, place]) in (9, 10, 11, 12):
+                third = np.array(written[whole - 9 : whole - 6])
+                corner = np.array(last) + (third - before if turned else np.array(before) - third)
+                assert near[row, place, 9:].tolist() == corner.clip(0, tokenizer.bins - 1).tolist()
+            else:
+                assert near[row, place, 9:].tolist() == [-1] * 3
             window = slice(max(0, place + 1 - WINDOW), place + 1)
             few = near_of(made.tokens[row : row + 1, window], slots[row : row + 1, window], tokenizer)
             assert few[0, -1].tolist() == near[row, place].tolist()
@@ -46,23 +54,24 @@ def test_weights_are_those_of_the_formula() -> None:
             tensor.add_(0.2 * torch.randn_like(tensor))
     condition = tiny_condition(2)
     assert condition.points is not None and condition.normals is not None
-    near = torch.randint(0, bins, (2, 5, 9))
+    near = torch.randint(0, bins, (2, 5, 12))
     near[0, 0], near[0, 1, 3:], near[1, 2, 7:] = -1, -1, -1
     slots = torch.randint(0, SLOTS, (2, 5))
     out = lookup(near, slots, condition.points, condition.normals, torch.tensor([True, True]))
     points, normals = condition.points[..., AXES].double(), condition.normals[..., AXES].double()
     for row, place in ((0, 0), (0, 1), (1, 2), (1, 4)):
         known = near[row, place] >= 0
-        at = torch.where(known, (near[row, place] + 0.5) / bins - 0.5, torch.tensor(0.0)).double().view(3, 3)
+        at = torch.where(known, (near[row, place] + 0.5) / bins - 0.5, torch.tensor(0.0)).double().view(4, 3)
         found = []
         for head in range(HEADS):
             score = points[row] @ lookup.slope[slots[row, place], head]
-            for vertex in range(3):
-                s = 0.5 * lookup.precision[slots[row, place], head, vertex].exp() * known.view(3, 3)[vertex]
+            for vertex in range(4):
+                s = 0.5 * lookup.precision[slots[row, place], head, vertex].exp() * known.view(4, 3)[vertex]
                 score = score - ((points[row] - at[vertex]).square() * s).sum(1)
             value = torch.cat([fourier(points[row], OCTAVES), normals[row]], 1)
             found.append(score.softmax(0) @ value)
-        ours = lookup.out(torch.cat([at.flatten(), *found]))
+        own = fourier(at.flatten()[:, None], OCTAVES) * known[:, None]
+        ours = lookup.out(torch.cat([own.flatten(), *found]))
         assert torch.allclose(out[row, place], ours, atol=1e-5)
     hidden = lookup(near, slots, condition.points, condition.normals, torch.tensor([True, False]))
     assert torch.equal(hidden[0], out[0]) and torch.allclose(hidden[1], lookup(near, slots, None, None, None)[1])
@@ -73,7 +82,7 @@ def test_gradients_reach_the_widths() -> None:
     torch.nn.init.normal_(lookup.out.weight)
     condition = tiny_condition(2)
     lookup(
-        torch.randint(0, 16, (2, 4, 9)), torch.zeros(2, 4, dtype=torch.long), *list(vars(condition).values())[:3]
+        torch.randint(0, 16, (2, 4, 12)), torch.zeros(2, 4, dtype=torch.long), *list(vars(condition).values())[:3]
     ).square().sum().backward()
     for tensor in (lookup.precision.grad, lookup.slope.grad):
         assert tensor is not None and tensor[0].abs().min() > 0 and float(tensor[1:].abs().max()) == 0
