@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 EPILOG = """examples:
   rl3d mesh grpo assets/ --out runs/grpo
   rl3d mesh grpo assets/ --out runs/grpo --shapes 500 --set group=16 --set lr=2e-6
+  rl3d mesh grpo assets/ --out runs/grpo --set "weights=[[hd, 2], [ber, 1]]"
   accelerate launch --multi_gpu --num_processes 2 -m rl3d mesh grpo assets/ --out runs/grpo
 
 DATA is a folder of meshes with captions.jsonl. Every step draws a group of candidates of some shapes, asked for by
