@@ -21,8 +21,7 @@ from rl3d.mesh_tokens.tokenizer import Tokenizer
 
 SLOTS = 14
 NEXT, TURNED, OVER = 9, 12, 13
-WINDOW = 16  # tokens that hold three vertices, their signs and what the vertex at hand has
-_AXIS = (0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 0)  # of the coordinate due in each slot
+AXIS = (0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 0)  # of the coordinate due in each slot
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Grammar:
         """[B] each: coordinate of a whole face or -1, axis, and whether a coordinate may come at all."""
         first = torch.full_like(slot, -1 if self._strips else 0)
         k = torch.where(slot < NEXT, slot, torch.where(slot == NEXT, first, -1))
-        return k, torch.tensor(_AXIS, device=slot.device)[slot], slot != OVER
+        return k, torch.tensor(AXIS, device=slot.device)[slot], slot != OVER
 
     def allowed(self, state: GrammarState) -> Tensor:
         """[B, V] bool: what may come next. A row without any is a dead end, which only the grid's far corner has."""
@@ -137,10 +136,15 @@ class Grammar:
         return GrammarState(slot, face, vertex, floor, tight, turned, state.faces + finished)
 
     def supports(self, tokens: Tensor) -> Tensor:
-        """[B, T - 1, V] bool: what might have stood at each place after the first of `tokens` [B, T]."""
+        """[B, T - 1, V] bool: what might have stood at each place after the first of `tokens` [B, T].
+
+        After a dead end only padding: a row without any would make gradients NaN.
+        """
         state, out = self.start(len(tokens), tokens.device), []
         for token in tokens[:, 1:].unbind(1):
-            out.append(self.allowed(state))
+            allowed = self.allowed(state)
+            allowed[:, self.tokenizer.vocabulary.pad] |= ~allowed.any(1)
+            out.append(allowed)
             state = self.advance(state, token)
         return torch.stack(out, 1)
 
@@ -167,32 +171,3 @@ def slots_of(tokens: Tensor, tokenizer: Tokenizer) -> Tensor:
         after_turn = torch.where(since == 0, TURNED, strip)
         slot = torch.where(turn > whole, after_turn, torch.where(since < 9, since, strip))
     return torch.where(over, OVER, slot)
-
-
-def near_of(tokens: Tensor, slots: Tensor, tokenizer: Tokenizer) -> Tensor:
-    """[B, T, 12] bins around the token due after each of `tokens` [B, T], -1 where there is none yet.
-
-    The last vertex v1, the one before it v2, the coordinates c of the vertex at hand, and the corner e that makes a
-    parallelogram of the last face and the next one of its strip, cut at the grid's border (the parallelogram rule of
-    mesh compression: Touma and Gotsman 1998). All in the order of writing. Exact for the last token of a window of
-    `WINDOW` tokens too.
-    """
-    signs = tokenizer.vocabulary
-    place = torch.arange(tokens.shape[1], device=tokens.device)
-    complete = (tokens < signs.bins) & ((slots - 1) % 3 == 2)
-    shift = torch.arange(3, device=tokens.device)
-    ends = [torch.where(complete, place, -1).cummax(1).values]  # of the last vertex, of the one before, ...
-    for _ in range(2):
-        ends.append(torch.where(ends[-1] > 0, ends[0].gather(1, (ends[-1] - 1).clamp_min(0)), -1))
-
-    def read(index: Tensor, there: Tensor) -> Tensor:
-        flat = tokens.gather(1, index.clamp(0, tokens.shape[1] - 1).flatten(1)).view_as(index)
-        return torch.where(there, flat, -1)
-
-    v1, v2, v3 = (read(end[..., None] - 2 + shift, (end >= 2)[..., None].expand(*end.shape, 3)) for end in ends)
-    axis = torch.tensor(_AXIS, device=tokens.device)[slots][..., None]
-    begun = place[:, None] - axis + 1 + shift  # [B, T, 3] places of the vertex at hand
-    turned = torch.where(tokens == signs.turn, place, -1).cummax(1).values > ends[0]
-    across = torch.where(turned[..., None], v1 + v3 - v2, v1 + v2 - v3).clamp(0, signs.bins - 1)
-    strip = (slots >= NEXT) & (slots < OVER) & (ends[2] >= 2)
-    return torch.cat([v1, v2, read(begun, shift < axis), torch.where(strip[..., None], across, -1)], 2)

@@ -8,6 +8,7 @@ token, so that the network need not count.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from rl3d.data.captions import MAX_WORDS
 from rl3d.errors import AssetError, InputError
 from rl3d.hub import no_progress_bars
+from rl3d.mesh_tokens.around import Around, around_of
 from rl3d.mesh_tokens.condition import Condition, Prefix
-from rl3d.mesh_tokens.grammar import SLOTS, near_of, slots_of
+from rl3d.mesh_tokens.grammar import SLOTS
 from rl3d.mesh_tokens.layers import Block, KeyValues, rotary
 from rl3d.mesh_tokens.lookup import SurfaceLookup
 from rl3d.mesh_tokens.quantise import BINS
@@ -121,6 +123,7 @@ class MeshLMModel(MeshLMPreTrainedModel):
                 last = name.endswith((".out.weight", ".down.weight"))
                 nn.init.normal_(parameter, std=0.02 / (2 * depth) ** 0.5 if last else 0.02)
         nn.init.zeros_(self.lookup.out.weight)
+        nn.init.zeros_(self.lookup.left.weight)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -135,8 +138,7 @@ class MeshLMModel(MeshLMPreTrainedModel):
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
-        slots: Tensor | None = None,
-        near: Tensor | None = None,
+        around: Around | None = None,
         points: Tensor | None = None,
         normals: Tensor | None = None,
         has_points: Tensor | None = None,
@@ -149,29 +151,27 @@ class MeshLMModel(MeshLMPreTrainedModel):
         Args:
             attention_mask: [B, T'] only looked at for padding on the left, which there must not be; what is padded on
                 the right is seen by nothing before it.
-            past_key_values: what came before, the condition with it; of further conditions only the points are read.
-            slots: [B, T] slot after each token, see `grammar.slots_of`. near: [B, T, 12] what is around the next one,
-                see `grammar.near_of`. Both are needed after a cache.
+            past_key_values: what came before, the condition's prefix with it; points, normals and faces are still read.
+            around: what follows from the tokens; needed after a cache.
             others: see `Condition`.
 
         Raises:
-            InputError: padding on the left, or a cache without slots and near.
+            InputError: padding on the left, or a cache without `around`.
         """
         if attention_mask is not None and not bool(attention_mask[:, 0].all()):
             raise InputError("a mesh sequence is padded on the right; set the padding side to right")
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-        if seen and (slots is None or near is None):
-            raise InputError("tokens after a cache need their slots and near; compute them with slots_of and near_of")
-        if slots is None:
-            slots = slots_of(input_ids, self.config.tokenizer)
-        if near is None:
-            near = near_of(input_ids, slots, self.config.tokenizer)
+        if around is None:
+            if seen:
+                raise InputError("tokens after a cache need what is around them; compute it with around_of")
+            around = around_of(input_ids, self.config.tokenizer, points)
+        slots = around.slots[:, -input_ids.shape[1] :]
         if use_cache and past_key_values is None:
             past_key_values = KeyValues()
         bins = self.config.bins
         axis = torch.where(input_ids < bins, (slots - 1) % 3 * bins + input_ids, 3 * bins)
         x = self.tokens(input_ids) + self.slots(slots) + self.axes(axis)
-        x = x + self.lookup(near, slots, points, normals, has_points)
+        x = x + self.lookup(replace(around, slots=slots), points, normals, has_points, faces)
         prefix = self.prefix.length
         # The whole prefix stands at position 0, its order says nothing.
         positions = torch.arange(seen - prefix if seen else 0, max(seen - prefix, 0) + x.shape[1], device=x.device) + 1
@@ -215,8 +215,7 @@ class MeshLM(MeshLMPreTrainedModel, GenerationMixin):
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
-        slots: Tensor | None = None,
-        near: Tensor | None = None,
+        around: Around | None = None,
         points: Tensor | None = None,
         normals: Tensor | None = None,
         has_points: Tensor | None = None,
@@ -232,7 +231,7 @@ class MeshLM(MeshLMPreTrainedModel, GenerationMixin):
             others: see `MeshLMModel.forward`.
         """
         asked = Condition(points, normals, has_points, words, faces)  # named above, for `generate` looks at the names
-        out = self.model(input_ids, attention_mask, past_key_values, use_cache, slots, near, **asked.tensors())
+        out = self.model(input_ids, attention_mask, past_key_values, use_cache, around, **asked.tensors())
         logits = self.lm_head(out.last_hidden_state[:, -logits_to_keep:]).float()
         loss = None
         if labels is not None:
@@ -241,16 +240,14 @@ class MeshLM(MeshLMPreTrainedModel, GenerationMixin):
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, past_key_values: Any = None, **kwargs: Any) -> dict:
         """For `generate`: the last token alone once something is cached."""
-        slots = slots_of(input_ids, self.config.tokenizer)
-        near = near_of(input_ids, slots, self.config.tokenizer)
+        around = around_of(input_ids, self.config.tokenizer, kwargs.get("points"))
         if past_key_values is not None and past_key_values.get_seq_length():
-            input_ids, slots, near = input_ids[:, -1:], slots[:, -1:], near[:, -1:]
+            input_ids, around = input_ids[:, -1:], around.at(slice(-1, None))
         names = Condition.__dataclass_fields__
         asked = {k: v for k, v in kwargs.items() if k in names}
         return {
             "input_ids": input_ids.contiguous(),
-            "slots": slots.contiguous(),
-            "near": near.contiguous(),
+            "around": around,
             "past_key_values": past_key_values,
             "use_cache": kwargs.get("use_cache"),
             **asked,

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rl3d.errors import ConfigError
+from rl3d.mesh_tokens.around import around_of
 from rl3d.mesh_tokens.condition import Condition
-from rl3d.mesh_tokens.grammar import OVER, WINDOW, Grammar, near_of
+from rl3d.mesh_tokens.grammar import OVER, Grammar
 from rl3d.mesh_tokens.layers import KeyValues
 from rl3d.mesh_tokens.model import MeshLM
 from rl3d.randomness import generator_for
@@ -126,12 +127,11 @@ def sample(
     given = next((len(v) for v in condition.tensors().values()), 1)
     begin = torch.full((given, 1), signs.begin, device=device)
     cache, state = KeyValues(), grammar.start(given, device)
-    tail, slots = begin, state.slot[:, None]  # of the last tokens
-    logits = model(begin, past_key_values=cache, slots=slots, **condition.tensors()).logits[:, -1]
+    around = around_of(begin, grammar.tokenizer, condition.points)
+    logits = model(begin, past_key_values=cache, around=around, **condition.tensors()).logits[:, -1]
     if given != count:
         every = torch.zeros(count, dtype=torch.int64, device=device)
-        logits, state, tail, slots = logits[every], state.rows(every), tail[every], slots[every]
-        condition = condition.rows(every)
+        logits, state, around, condition = logits[every], state.rows(every), around.rows(every), condition.rows(every)
         cache.select(every)
     rows = torch.arange(count)  # numbers of the rows that are still in the batch
     numbers = _Rows(seed, first_row + count)
@@ -160,13 +160,11 @@ def sample(
         if not bool(keep.all()):
             left = keep.nonzero()[:, 0]
             rows, token, state, condition = rows[left.cpu()], token[left], state.rows(left), condition.rows(left)
-            tail, slots = tail[left], slots[left]
+            around = around.rows(left)
             cache.select(left)
         if len(rows):
-            tail = torch.cat([tail, token[:, None]], 1)[:, -WINDOW:]
-            slots = torch.cat([slots, state.slot[:, None]], 1)[:, -WINDOW:]
-            near = near_of(tail, slots, grammar.tokenizer)[:, -1:]
-            own = {"past_key_values": cache, "slots": slots[:, -1:], "near": near}
+            around = around.after(token, state.slot, grammar.tokenizer, condition.points)
+            own = {"past_key_values": cache, "around": around}
             logits = model(token[:, None], **own, **condition.tensors()).logits[:, -1]
     return _gathered(written, failures, signs.begin, signs.pad)
 

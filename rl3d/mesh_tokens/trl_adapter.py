@@ -30,6 +30,7 @@ from trl import DPOConfig, DPOTrainer
 from rl3d.errors import InputError
 from rl3d.mesh_tokens.align import Row, counted, prepared
 from rl3d.mesh_tokens.align_options import AlignOptions
+from rl3d.mesh_tokens.around import Around
 from rl3d.mesh_tokens.candidates import condition_of
 from rl3d.mesh_tokens.grammar import Grammar
 from rl3d.mesh_tokens.model import MeshLM, MeshLMConfig, MeshLMModel
@@ -48,14 +49,13 @@ class SupportedBackbone(MeshLMModel):
         attention_mask: Tensor | None = None,
         past_key_values: Any = None,
         use_cache: bool | None = None,
-        slots: Tensor | None = None,
-        near: Tensor | None = None,
+        around: Around | None = None,
         **asked: Any,
     ) -> BaseModelOutputWithPast:
         """Hidden states [B, T, width + V]; else as `MeshLMModel.forward`."""
         if past_key_values is not None:
             raise InputError("this model scores whole sequences; to generate, load what it saved with load_mesh_lm")
-        hidden = super().forward(input_ids, attention_mask, None, False, slots, near, **asked).last_hidden_state
+        hidden = super().forward(input_ids, attention_mask, None, False, around, **asked).last_hidden_state
         grammar = Grammar(self.config.tokenizer)
         after = input_ids.new_full((len(input_ids), 1), grammar.tokenizer.vocabulary.pad)
         forbidden = ~grammar.supports(torch.cat([input_ids, after], 1))  # [B, T, V]

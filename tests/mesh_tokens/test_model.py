@@ -11,8 +11,8 @@ from tiny_mesh_lm import tiny_condition, tiny_model
 from transformers.cache_utils import DynamicCache
 
 from rl3d.errors import AssetError, InputError
+from rl3d.mesh_tokens.around import around_of
 from rl3d.mesh_tokens.condition import Condition
-from rl3d.mesh_tokens.grammar import near_of, slots_of
 from rl3d.mesh_tokens.layers import KeyValues
 from rl3d.mesh_tokens.model import MeshLM, load_mesh_lm
 
@@ -87,16 +87,15 @@ def test_a_cache_changes_nothing(model: MeshLM, make: type) -> None:
     """One by one, or several tokens at once after others; measured 6e-7 on logits of about 1."""
     tokens, condition = some_tokens(model), tiny_condition(2)
     whole, cache = logits(model, tokens, condition), make()
-    slots, parts, place = slots_of(tokens, model.config.tokenizer), [], 0
-    near = near_of(tokens, slots, model.config.tokenizer)
+    around, parts, place = around_of(tokens, model.config.tokenizer, condition.points), [], 0
     for count in (2, 1, 1, 4, 1, 5):
         part = slice(place, place + count)
-        own = {"input_ids": tokens[:, part], "slots": slots[:, part], "near": near[:, part]}
+        own = {"input_ids": tokens[:, part], "around": around.at(part)}
         parts.append(model(**own, past_key_values=cache, **condition.tensors()).logits)
         place += count
     assert place == tokens.shape[1]
     assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-5)
-    with pytest.raises(InputError, match="slots"):
+    with pytest.raises(InputError, match="around"):
         model(tokens[:, :1], past_key_values=cache)
 
 
