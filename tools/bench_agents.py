@@ -121,7 +121,7 @@ PENDULUM = OnPolicy(
 )
 SWING = OffPolicy(20_000, 1_000, TD3Options(gamma=0.98))
 LAYOUT = OnPolicy(
-    8, PPOOptions(steps=32, minibatches=4, rate=1e-3, updates=64, gamma=1.0, value_weight=1.0, target_kl=None)
+    8, PPOOptions(steps=32, minibatches=4, rate=1e-3, updates=32, gamma=1.0, value_weight=1.0, target_kl=None)
 )
 
 
