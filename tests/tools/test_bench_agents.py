@@ -54,7 +54,7 @@ def test_a_learner_is_judged_in_the_same_episodes_each_time(tool: ModuleType) ->
 
 def test_both_sides_have_the_same_loss_and_minibatches(tool: ModuleType) -> None:
     theirs = tool.PENDULUM.theirs()
-    assert theirs["batch_size"] == 64 and theirs["learning_rate"] == 1e-3
+    assert theirs["batch_size"] == 256 and theirs["learning_rate"] == 1e-3
     values, returns = torch.tensor([1.0, 4.0]), torch.tensor([3.0, 1.0])
     ours = tool.PENDULUM.options.value_weight * rl.value_loss(values, values, returns)
     assert float(ours) == pytest.approx(theirs["vf_coef"] * float(torch.nn.functional.mse_loss(values, returns)))
