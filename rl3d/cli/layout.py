@@ -18,6 +18,7 @@ EPILOG = """examples:
   rl3d layout generate --room bedroom --items "single bed, nightstand, desk, office chair, wardrobe" --out room.glb
   rl3d layout score room.json
   rl3d layout train --out runs/layout --updates 160
+  rl3d layout train --from --rate 0.0012 --updates 70 --out runs/layout2
 
 Room types: bedroom, living room, dining room, kitchen, office, bathroom. Beside room.glb (a scene of named nodes) lie
 room.json (where everything stands, and the report), room.png (the plan) and room-view.png.
@@ -57,6 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--rooms", type=int, default=1536, metavar="N", help="different rooms to train on (1536)")
     train.add_argument(
         "--where", choices=("policy", "greedy"), default="policy", help="who finds the place (RLSS: greedy)"
+    )
+    train.add_argument("--rate", type=float, default=2.5e-3, metavar="X", help="Adam's at the start (0.0025)")
+    train.add_argument(
+        "--from",
+        dest="begin",
+        nargs="?",
+        const="",
+        metavar="DIR",
+        help="begin with a policy's weights (without DIR: the embedded one's); then take half the rate",
     )
     train.add_argument("--seed", type=int, default=1, metavar="N", help="default: 1")
     again = train.add_mutually_exclusive_group()
@@ -142,12 +152,17 @@ def _train(args: argparse.Namespace) -> int:
 
     from dataclasses import replace
 
-    from rl3d.agents.layout.train import TEST_SEED, TrainOptions, train
+    from rl3d.agents.layout.train import EMBEDDED, TEST_SEED, TrainOptions, fresh_policy, train
 
     if args.seed == TEST_SEED:
         raise InputError(f"--seed {TEST_SEED} draws the rooms that policies are measured on; take another")
     options = TrainOptions(rooms=args.rooms, envs=args.envs, seed=checks.seed(args.seed), where=args.where)
-    options = replace(options, ppo=replace(options.ppo, updates=args.updates))
+    begin = EMBEDDED if args.begin == "" else args.begin
+    options = replace(options, begin=begin, ppo=replace(options.ppo, updates=args.updates, rate=args.rate))
+    if begin is not None:
+        fresh_policy(options)  # an error before anything is cleared or written
+        if args.overwrite and out.resolve() in Path(begin).resolve().parents:
+            raise InputError(f"--overwrite would delete {begin}, which --from begins with; take another --out")
     if args.overwrite:
         runs.clear(out)
     progress = Progress(silent=args.quiet)

@@ -13,7 +13,7 @@ import torch
 from torch import Generator, Tensor
 
 from rl3d.agents.environment import Observation
-from rl3d.agents.layout.env import PLACED, PLACES, SceneLayout
+from rl3d.agents.layout.env import PLACED, PLACES, WAITING, SceneLayout
 from rl3d.agents.layout.objective import Layouts, objective
 from rl3d.agents.layout.policy import LayoutPolicy
 from rl3d.errors import InputError
@@ -39,7 +39,7 @@ class Furnished:
 
 
 def furnish(env: SceneLayout, task: Tensor, choose: Chooser, generator: Generator, calls: int = 0) -> Furnished:
-    """One episode of each task [N].
+    """One episode of each task [N]; the objective is asked at its end alone, so `terms` tell the chooser nothing.
 
     Args:
         calls: reward calls of one choice.
@@ -50,12 +50,14 @@ def furnish(env: SceneLayout, task: Tensor, choose: Chooser, generator: Generato
     open_rows = torch.ones(env.count, dtype=torch.bool, device=env.device)
     while bool(open_rows.any()):
         spent += calls * open_rows.cpu()
-        step = env.step(choose(env, seen, generator))
-        over = open_rows & step.done
-        place = torch.where(over[:, None], step.final["place"], place)
-        status = torch.where(over[:, None], step.final["status"], status)
-        open_rows = open_rows & ~step.done
-        seen = step.observation
+        action = choose(env, seen, generator)
+        env.put(action[:, 0], action[:, 1])
+        place = torch.where(open_rows[:, None], env.place, place)
+        status = torch.where(open_rows[:, None], env.status, status)
+        over = ~(env.status == WAITING).any(1)
+        open_rows = open_rows & ~over
+        if bool(open_rows.any()):
+            seen = env.reset(over) if bool(over.any()) else env.observe()  # a finished row needs something to do
     layouts = Layouts(task, place, status == PLACED)
     score, _ = objective(env.tasks, layouts)
     return Furnished(layouts, score, spent + 1)

@@ -96,8 +96,11 @@ def _check_fits(task: Task, tasks: Tasks) -> None:
             )
 
 
-def furnish_task(task: Task, options: LayoutOptions) -> tuple[Tasks, Furnished]:
+def furnish_task(task: Task, options: LayoutOptions, policy: LayoutPolicy | None = None) -> tuple[Tasks, Furnished]:
     """Furnish one room.
+
+    Args:
+        policy: one that is loaded already; None: as the options say.
 
     Raises:
         InputError: a required piece found no place in any try.
@@ -105,10 +108,9 @@ def furnish_task(task: Task, options: LayoutOptions) -> tuple[Tasks, Furnished]:
     tasks = pack([task])
     generator = torch.Generator().manual_seed(seed_for(options.seed, 1))
     if options.by == "policy":
+        draw = learned(load_policy(options.policy) if policy is None else policy)
         many = SceneLayout(options.tries, tasks)
-        found = furnish(
-            many, torch.zeros(options.tries, dtype=torch.int64), learned(load_policy(options.policy)), generator
-        )
+        found = furnish(many, torch.zeros(options.tries, dtype=torch.int64), draw, generator)
         best = int(found.score.argmax())
         rows = type(found.layouts)(**{name: value[best : best + 1] for name, value in vars(found.layouts).items()})
         found = Furnished(rows, found.score[best : best + 1], found.calls.sum(0, keepdim=True))

@@ -13,10 +13,12 @@ from rl3d.agents.layout.env import SceneLayout
 from rl3d.agents.layout.policy import LayoutPolicy
 from rl3d.agents.layout.tasks import sample_tasks
 from rl3d.agents.ppo import PPO, PPOOptions
+from rl3d.assets import model_folder
 from rl3d.progress import Progress
 from rl3d.runs import Run
 
 TEST_SEED = 1_000_003  # of rooms that only tools/bench_layout.py sees
+EMBEDDED = "embedded"  # a name, not a folder: the policy that ships
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,8 @@ class TrainOptions:
     """Attributes:
     rooms: different rooms to train on. envs: side by side. seed: of rooms, weights and draws; not TEST_SEED.
     hidden, proposals, where: of the policy. save_every: updates between checkpoints.
+    begin: a folder of weights to begin with, or EMBEDDED, which bring their own `hidden` and `proposals`; None: from
+        nothing. A rate of half the usual one keeps what they know.
     """
 
     rooms: int = 1536
@@ -33,11 +37,25 @@ class TrainOptions:
     proposals: int = 48
     where: Literal["policy", "greedy"] = "policy"
     save_every: int = 10
+    begin: str | None = None
     ppo: PPOOptions = field(
         default_factory=lambda: PPOOptions(
             steps=16, epochs=3, minibatches=4, rate=2.5e-3, updates=160, gamma=1.0, entropy=0.004, target_kl=0.03
         )
     )
+
+
+def fresh_policy(options: TrainOptions) -> LayoutPolicy:
+    """What training begins with: new weights, or those of `options.begin`.
+
+    Raises:
+        AssetError: there are none in that folder, or they are broken.
+    """
+    if options.begin is None:
+        return LayoutPolicy(options.hidden, options.proposals, options.where)
+    policy = LayoutPolicy.load(model_folder("layout") if options.begin == EMBEDDED else Path(options.begin))
+    policy.where = options.where
+    return policy.train()
 
 
 def train(
@@ -51,7 +69,7 @@ def train(
     """Train; the policy is in the run folder's `policy`, written at every checkpoint.
 
     Raises:
-        InputError, ConfigError: as `rl3d.runs.Run.open`.
+        InputError, ConfigError: as `rl3d.runs.Run.open`. AssetError: see `fresh_policy`.
     """
     progress = progress or Progress(silent=True)
     folder = Path(out)
@@ -59,7 +77,7 @@ def train(
         if run.finished:
             return folder / "policy"
         torch.manual_seed(options.seed)
-        policy = LayoutPolicy(options.hidden, options.proposals, options.where)
+        policy = fresh_policy(options)
         env = SceneLayout(options.envs, sample_tasks(options.rooms, options.seed), seed=options.seed)
         learner = PPO(env, policy, options.ppo, options.seed)
         state = folder / "checkpoints"

@@ -9,7 +9,9 @@ import torch
 
 from rl3d.agents import PPO, PPOOptions
 from rl3d.agents.layout import LayoutPolicy, SceneLayout, sample_tasks
-from rl3d.agents.layout.train import TrainOptions, train
+from rl3d.agents.layout.generate import load_policy
+from rl3d.agents.layout.train import EMBEDDED, TrainOptions, fresh_policy, train
+from rl3d.cli.main import main
 from rl3d.errors import AssetError, ConfigError
 
 TASKS = sample_tasks(4, 1, "bathroom")
@@ -70,3 +72,38 @@ def test_training_resumes_where_it_was(tmp_path: Path) -> None:
     assert all(torch.equal(v, parts.state_dict()[k]) for k, v in whole.state_dict().items())
     with pytest.raises(ConfigError, match="was begun with"):
         train(TrainOptions(rooms=5, envs=4), tmp_path / "whole", resume=True)
+
+
+def test_training_begins_with_the_weights_of_a_folder_or_the_embedded_ones(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(3)
+    LayoutPolicy(16, 8).save(tmp_path / "begin")
+    begun = LayoutPolicy.load(tmp_path / "begin").state_dict()
+    small = ["--updates", "1", "--envs", "4", "--rooms", "4", "--quiet"]
+    command = ["layout", "train", "--from", str(tmp_path / "begin"), "--rate", "1e-9", *small]
+    assert main([*command, "--out", str(tmp_path / "run")]) == 0
+    after = LayoutPolicy.load(tmp_path / "run" / "policy")
+    assert (after.hidden, after.proposals) == (16, 8)
+    assert all(torch.equal(v, begun[k]) for k, v in after.state_dict().items())  # a rate of next to nothing
+    assert main([*command, "--rate", "1e-2", "--out", str(tmp_path / "moved")]) == 0
+    moved = LayoutPolicy.load(tmp_path / "moved" / "policy").state_dict()
+    assert any(not torch.equal(v, begun[k]) for k, v in moved.items())
+    shipped = load_policy().state_dict()
+    fresh = fresh_policy(TrainOptions(begin=EMBEDDED, where="greedy"))
+    assert fresh.where == "greedy" and all(torch.equal(v, shipped[k]) for k, v in fresh.state_dict().items())
+
+    capsys.readouterr()
+    again = [
+        "layout",
+        "train",
+        "--from",
+        str(tmp_path / "run" / "policy"),
+        "--overwrite",
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert main([*again, *small]) == 2
+    assert "take another --out" in capsys.readouterr().err and (tmp_path / "run" / "policy").is_dir()
+    assert main(["layout", "train", "--from", str(tmp_path / "none"), "--out", str(tmp_path / "new"), *small]) != 0
+    assert "layout policy" in capsys.readouterr().err and not (tmp_path / "new").exists()
