@@ -1,4 +1,4 @@
-"""Every stage of tools/train_completion.py for two steps on three boxes, and a resumed stage equals an uninterrupted."""
+"""Every stage of tools/train_completion.py for two steps on three boxes; a resumed stage is an uninterrupted one."""
 
 from __future__ import annotations
 

@@ -99,8 +99,8 @@ class Autoencoder(nn.Module):
         """
         with readable(f"the point autoencoder in {folder}"):
             config, tensors = read_weights(folder)
-            lists = {k: tuple(v) if isinstance(v, list) else v for k, v in config.items()}
-            model = Autoencoder(AutoencoderConfig(**lists))
+            config |= {name: tuple(config[name]) for name in ("each", "decoder")}
+            model = Autoencoder(AutoencoderConfig(**config))
             model.load_state_dict(tensors)
         return model.eval().requires_grad_(False)
 

@@ -208,4 +208,4 @@ def _ranks(key: Tensor) -> Tensor:
 
 
 def _lowest(key: Tensor, share: Tensor | float) -> Tensor:
-    return _ranks(key) < _number(share, *key.shape, key.device)[:, None]
+    return _ranks(key) < _number(share, key.shape[0], key.shape[1], key.device)[:, None]

@@ -114,7 +114,7 @@ def test_the_agent_climbs_the_objective(judge: Judge, parts: Parts) -> None:
     optimizer = torch.optim.Adam(agent.parameters(), lr=3e-3)
     losses = []
     for _ in range(40):
-        loss, code, _ = climb_loss(agent, judge, parts)
+        loss, _, _ = climb_loss(agent, judge, parts)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -1,0 +1,287 @@
+"""Benchmark of point-cloud completion on unseen shapes: autoencoder, latent search, the agent, and its selector.
+
+    python tools/bench_completion.py DATA runs/bench_completion
+    python tools/bench_completion.py DATA runs/bench_completion --page docs/benchmarks/completion.md
+
+DATA is the folder of captioned meshes that the models were trained on; the val split alone is read, nothing is tuned on
+it. Each task is kept in the folder when it is done; a second call makes what is missing. Times are CPU seconds of one
+thread. Lengths are in units of the shape's longest side (of a sphere of radius 0.6 around it where that is smaller).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_tables import cluster_bootstrap
+from torch import Tensor
+from train_completion import meshes_of
+
+from rl3d.agents.completion.agent import ShiftAgent, best_of, hill_climb
+from rl3d.agents.completion.clouds import CORNERS, accuracy, ball_crop, resampled, surface_points, view_crop
+from rl3d.agents.completion.complete import SEEN, CompletionOptions, Models, complete, joined, load_models
+from rl3d.agents.completion.objective import Parts, parts_of, total
+from rl3d.agents.completion.picture import NEW, panel, save_grid
+from rl3d.agents.completion.select import accepted, evidence
+from rl3d.agents.completion.views import random_looks
+from rl3d.data.asset_set import load_asset_set
+from rl3d.files import atomic_write_text, write_json
+from rl3d.scenes.mesh import Mesh
+from rl3d.scenes.point_cloud import PointCloud
+
+TRUTH, INPUT = 8192, 2048
+SEEN_IN, GREY = (52, 84, 122), (110, 110, 110)
+MEASURES = (("cd_l1", "CD-l1 x 1000", 1000.0, 1), ("cd_l2", "CD-l2 x 1000", 1000.0, 2), ("f1", "F@1 %", 1.0, 3))
+METHODS = {
+    "input": "the input",
+    "autoencoder": "autoencoder, Dec(E(P))",
+    "search": "hill climbing, equal calls",
+    "generator": "best of the generator, equal calls",
+    "search64": "hill climbing, 64 calls",
+    "td3": "agent by TD3",
+    "agent": "agent",
+    "selected": "agent + selector",
+    "ae_joined": "autoencoder + the input's points",
+    "joined": "agent + selector + the input's points",
+}
+
+
+@dataclass(frozen=True)
+class Task:
+    """Cases of one kind: `part` makes inputs [S, INPUT, 3] of wholes [S, TRUTH, 3] for one of `rounds`."""
+
+    key: str
+    name: str
+    rounds: int
+    part: Callable[[Tensor, list[Mesh], int, torch.Generator], Tensor]
+
+
+def _viewed(share: float) -> Callable[[Tensor, list[Mesh], int, torch.Generator], Tensor]:
+    def part(whole: Tensor, meshes: list[Mesh], k: int, generator: torch.Generator) -> Tensor:
+        return resampled(whole, view_crop(whole, CORNERS[k].expand(len(whole), 3), share), INPUT, generator)
+
+    return part
+
+
+def _balled(share: float) -> Callable[[Tensor, list[Mesh], int, torch.Generator], Tensor]:
+    def part(whole: Tensor, meshes: list[Mesh], k: int, generator: torch.Generator) -> Tensor:
+        centre = torch.randint(whole.shape[1], (len(whole),), generator=generator)
+        return resampled(whole, ball_crop(whole, centre, share), INPUT, generator)
+
+    return part
+
+
+def _looked(whole: Tensor, meshes: list[Mesh], k: int, generator: torch.Generator) -> Tensor:
+    return torch.cat([random_looks(mesh, 1, INPUT, generator) for mesh in meshes])
+
+
+TASKS = [
+    *(Task(f"view{p}", f"view crop, {p} % gone", 8, _viewed(p / 100)) for p in (25, 50, 75)),
+    *(Task(f"ball{p}", f"ball crop, {p} % gone", 1, _balled(p / 100)) for p in (20, 30, 40, 50, 60, 70)),
+    Task("look", "one depth view", 2, _looked),
+]
+
+
+def measured(cloud: Tensor, whole: Tensor) -> dict[str, list[float]]:
+    return {k: [round(v, 6) for v in values.tolist()] for k, values in accuracy(cloud, whole).items()}
+
+
+@torch.no_grad()
+def run_task(task: Task, meshes: list[Mesh], models: Models, td3: ShiftAgent | None) -> dict[str, Any]:
+    """All methods on the same inputs: per method and measure one value a case, cases of a shape `rounds` apart."""
+    judge, calls = models.judge, models.agent.config.steps + 1
+    out: dict[str, Any] = {"shapes": len(meshes), "rounds": task.rounds, "calls": calls, "methods": {}, "cpu_ms": {}}
+    accept: list[bool] = []
+    better: list[float] = []
+    for k in range(task.rounds):
+        generator = torch.Generator().manual_seed(1000 + k)
+        whole = surface_points(meshes, TRUTH, generator)
+        given = task.part(whole, meshes, k, generator)
+        began = time.process_time()
+        parts = parts_of(judge.autoencoder, given[:, :SEEN])
+        encode = time.process_time() - began
+
+        def timed(name: str, make: Callable[[], Tensor]) -> Tensor:
+            began = time.process_time()
+            made = make()
+            ms = 1000 * (time.process_time() - began + encode) / len(meshes)  # noqa: B023
+            out["cpu_ms"].setdefault(name, []).append(ms)
+            return made
+
+        codes = {
+            "autoencoder": timed("autoencoder", lambda: parts.start),  # noqa: B023
+            "search": timed("search", lambda: hill_climb(judge, parts, calls, generator)),  # noqa: B023
+            "generator": timed("generator", lambda: best_of(judge, parts, calls, generator)),  # noqa: B023
+            "agent": timed("agent", lambda: models.agent.path(judge, parts)[-1]),  # noqa: B023
+        }
+        if td3 is not None:
+            codes["td3"] = td3.path(judge, parts)[-1]
+        if task.key in ("view50", "look"):
+            codes["search64"] = timed("search64", lambda: hill_climb(judge, parts, 64, generator))  # noqa: B023
+        clouds = {name: judge.decode(code) for name, code in codes.items()}
+        before, after = (evidence(judge, parts, codes[n], clouds[n]) for n in ("autoencoder", "agent"))
+        keep = accepted(before, after)
+        clouds["selected"] = torch.where(keep[:, None, None], clouds["agent"], clouds["autoencoder"])
+        clouds["input"] = given
+        for name in ("autoencoder", "selected"):
+            key = "ae_joined" if name == "autoencoder" else "joined"
+            clouds[key] = torch.stack([_with_input(g, c, generator) for g, c in zip(given, clouds[name])])
+        for name, cloud in clouds.items():
+            for measure, values in measured(cloud, whole).items():
+                out["methods"].setdefault(name, {}).setdefault(measure, []).extend(values)
+        accept += keep.tolist()
+        better += (total(judge.terms(parts, codes["agent"])) > total(judge.terms(parts, codes["search"]))).tolist()
+    out["accepted"] = accept
+    out["objective_above_search"] = sum(better) / len(better)
+    return out
+
+
+def _with_input(given: Tensor, cloud: Tensor, generator: torch.Generator) -> Tensor:
+    """[INPUT, 3] of the input's points and, where there are none, decoded ones."""
+    from rl3d.agents.completion.clouds import distances
+    from rl3d.agents.completion.complete import GAP
+
+    new = cloud[distances(cloud[None], given[None])[0] > GAP]
+    # as many of either as their share of the surface: decoded points are spread evenly over all of it
+    count = min(len(new), INPUT - 64)
+    some = torch.randperm(len(given), generator=generator)[: INPUT - count]
+    return torch.cat([given[some], new[:count]])
+
+
+@torch.no_grad()
+def run_unknown_frame(meshes: list[Mesh], models: Models) -> dict[str, Any]:
+    """As `rl3d complete` does: half the points gone, the frame of what is left unknown and turned by a random angle."""
+    out: dict[str, Any] = {"shapes": len(meshes), "rounds": 1, "methods": {}, "cpu_ms": {}}
+    generator = torch.Generator().manual_seed(2000)
+    whole = surface_points(meshes, TRUTH, generator)
+    keep = view_crop(whole, CORNERS[torch.randint(8, (len(meshes),), generator=generator)], 0.5)
+    given = resampled(whole, keep, INPUT, generator)
+    kept = 0
+    for i in range(len(meshes)):
+        heading = 6.2832 * torch.rand(1, generator=generator)
+        from rl3d.agents.completion.clouds import turned
+
+        cloud, truth = turned(given[i : i + 1], heading)[0], turned(whole[i : i + 1], heading)
+        for by in ("autoencoder", "agent"):
+            began = time.process_time()
+            found = complete(models, PointCloud(cloud), CompletionOptions(by=by))  # type: ignore[arg-type]
+            out["cpu_ms"].setdefault(by, []).append(1000 * (time.process_time() - began))
+            full, _ = joined(PointCloud(cloud), found, INPUT, generator)
+            for name, made in ((by, found.cloud), (f"{by}_joined", full.points)):
+                for measure, values in measured(made[None], truth).items():
+                    out["methods"].setdefault(name, {}).setdefault(measure, []).extend(values)
+            kept += by == "agent" and found.kept == "agent"
+        for measure, values in measured(cloud[None], truth).items():
+            out["methods"].setdefault("input", {}).setdefault(measure, []).extend(values)
+    out["kept"] = kept / len(meshes)
+    return out
+
+
+def by_shape(row: dict[str, Any], values: list[float]) -> list[list[float]]:
+    """One cluster a shape."""
+    return [values[i :: row["shapes"]] for i in range(row["shapes"])]
+
+
+def mean_of(row: dict[str, Any], method: str, measure: str) -> tuple[float, float, float]:
+    found = cluster_bootstrap(by_shape(row, row["methods"][method][measure]))
+    assert found is not None
+    return found
+
+
+def gain_of(row: dict[str, Any], method: str, other: str, measure: str = "cd_l1") -> tuple[float, float, float]:
+    """1 - mean(method) / mean(other), with the interval of a bootstrap over shapes of the paired ratio."""
+    import numpy as np
+
+    a, b = (np.array(by_shape(row, row["methods"][m][measure])).mean(1) for m in (method, other))
+    drawn = np.random.default_rng(0).integers(len(a), size=(10_000, len(a)))
+    low, high = np.percentile(1 - a[drawn].mean(1) / b[drawn].mean(1), [2.5, 97.5])
+    return float(1 - a.mean() / b.mean()), float(low), float(high)
+
+
+def no_worse(row: dict[str, Any], method: str, other: str) -> float:
+    a, b = (row["methods"][m]["cd_l1"] for m in (method, other))
+    return sum(x <= y for x, y in zip(a, b)) / len(a)
+
+
+def percent(found: tuple[float, float, float]) -> str:
+    return f"{100 * found[0]:.1f} % [{100 * found[1]:.1f}, {100 * found[2]:.1f}]"
+
+
+def table(row: dict[str, Any]) -> str:
+    lines = ["| method | " + " | ".join(title for _, title, _, _ in MEASURES) + " | missing x 1000 | excess x 1000 |"]
+    lines.append("|---" * (len(MEASURES) + 3) + "|")
+    for key, name in METHODS.items():
+        if key not in row["methods"]:
+            continue
+        cells = []
+        for measure, _, scale, digits in (*MEASURES, ("missing", "", 1000.0, 1), ("excess", "", 1000.0, 1)):
+            mean, low, high = (scale * v for v in mean_of(row, key, measure))
+            cells.append(f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--models", type=Path, help="default: the embedded ones")
+    parser.add_argument("--td3", type=Path, help="an agent of the td3 stage, as one more row")
+    parser.add_argument("--shapes", type=int, default=0, help="the first so many val shapes; 0: all")
+    parser.add_argument("--page", type=Path, help="write the page and its picture from what is there")
+    args = parser.parse_args()
+    if args.page is not None:
+        from completion_page import page
+
+        results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in args.out.glob("*.json")}
+        atomic_write_text(args.page, page(results))
+        return
+    meshes = meshes_of(load_asset_set(args.data), "val")[: args.shapes or None]
+    models = load_models(args.models)
+    td3 = None if args.td3 is None else ShiftAgent.load(args.td3)
+    args.out.mkdir(parents=True, exist_ok=True)
+    for task in TASKS:
+        path = args.out / f"{task.key}.json"
+        if not path.is_file():
+            write_json(path, run_task(task, meshes, models, td3))
+            print(task.key, flush=True)
+    if not (args.out / "unknown.json").is_file():
+        write_json(args.out / "unknown.json", run_unknown_frame(meshes, models))
+    draw(meshes, models, args.out / "completion.png")
+
+
+@torch.no_grad()
+def draw(meshes: list[Mesh], models: Models, path: Path) -> None:
+    """Ten val shapes, evenly through the list, half gone: input, autoencoder, agent + selector, truth."""
+    chosen = [meshes[i * len(meshes) // 10] for i in range(10)]
+    generator = torch.Generator().manual_seed(5)
+    whole = surface_points(chosen, TRUTH, generator)
+    keep = view_crop(whole, CORNERS[torch.arange(10) % 8], 0.5)
+    given = resampled(whole, keep, INPUT, generator)
+    judge = models.judge
+    parts: Parts = parts_of(judge.autoencoder, given[:, :SEEN])
+    code = models.agent.path(judge, parts)[-1]
+    plain, agent = judge.decode(parts.start), judge.decode(code)
+    taken = accepted(evidence(judge, parts, parts.start, plain), evidence(judge, parts, code, agent))
+    kept = torch.where(taken[:, None, None], agent, plain)
+    low, high = torch.full((3,), -0.42), torch.full((3,), 0.42)
+    rows = []
+    for clouds, colour in (
+        (given, (52, 84, 122)),
+        (plain, (110, 110, 110)),
+        (kept, NEW),
+        (whole[:, :INPUT], (52, 84, 122)),
+    ):
+        paint = torch.tensor([colour], dtype=torch.float32)
+        rows.append([panel(c, paint.expand(len(c), 3), 0.6, low, high, 150) for c in clouds])
+    save_grid(rows, path)
+
+
+if __name__ == "__main__":
+    main()
