@@ -42,6 +42,7 @@ from rl3d.scenes.mesh import Mesh
 SURFACE, SEEN, LOOKS = 4096, 512, 3  # points of a surface and of a look, looks a mesh
 TRUTH, QUERIES = 1024, 768  # points that a decoded cloud is compared with, places a mesh with their distances
 PARTS = 6  # random parts a mesh, and as many latents of complete clouds
+GONE = (0.1, 0.6)  # shares that are missing where the agent is shown less than is visible
 HELD = 16  # every so many meshes of the training split are kept back from the agent, to compare ways to learn
 EMA = 0.999
 Loss = Callable[[int, Generator], tuple[Tensor, dict[str, float]]]
@@ -152,19 +153,36 @@ def whole_gfv(model: Autoencoder, surface: Tensor, seed: int) -> Tensor:
     return torch.cat(found)
 
 
-def random_parts(model: Autoencoder, bank: dict[str, Tensor], rows: Tensor, seed: int) -> Parts:
-    """PARTS parts a mesh in random frames: a third what one look sees, the rest by `corrupted`."""
-    made = []
+def random_parts(model: Autoencoder, bank: dict[str, Tensor], rows: Tensor, seed: int, hide: bool = True) -> Parts:
+    """PARTS parts a mesh in random frames: a third what one look sees, the rest by `corrupted`.
+
+    hide: of two thirds of them the agent is shown less than is visible, 10 to 60 % less.
+    """
+    visible, shown = [], []
     for i in range(PARTS):
         generator = generator_for(seed, 2 * 10**6, i)
         for some in rows.split(64):
             if i % LOOKS == 0:
-                look = bank["seen"][some, (i // LOOKS) % LOOKS].float()
-                made.append(placed(look, generator))
+                part = placed(bank["seen"][some, (i // LOOKS) % LOOKS].float(), generator)
             else:
                 whole = placed(bank["surface"][some, i::4][:, :1024].float(), generator)
-                made.append(corrupted(whole, SEEN, generator))
-    return parts_of(model, torch.cat(made))
+                part = corrupted(whole, SEEN, generator, GONE if hide else (0.2, 0.75))
+            less = corrupted(part, SEEN, generator, (0.1, 0.6))
+            every = torch.rand(len(part), 1, 1, generator=generator) < (1 / 3 if hide else 2.0)
+            visible.append(part)
+            shown.append(torch.where(every, part, less))
+    return parts_of(model, torch.cat(visible), torch.cat(shown))
+
+
+def learned_parts(args: argparse.Namespace, model: Autoencoder, bank: dict[str, Tensor]) -> Parts:
+    """Those that the critic and the agents learn from, kept in RUN for the stages to share."""
+    path = args.out / "parts.safetensors"
+    if not path.is_file():
+        parts = random_parts(model, bank, split_rows(len(bank["surface"]))[0], args.seed)
+        with atomic_path(path) as temporary:
+            save_file({"points": parts.points.half(), "start": parts.start}, temporary)
+    kept = load_file(path)
+    return Parts(kept["points"].float(), kept["start"])
 
 
 def split_rows(count: int) -> tuple[Tensor, Tensor]:
@@ -176,9 +194,8 @@ def split_rows(count: int) -> tuple[Tensor, Tensor]:
 def train_gan(args: argparse.Namespace) -> None:
     """The generator against complete clouds; the critic against the generator's latents and those of parts."""
     bank, autoencoder = load_file(args.out / "bank.safetensors"), Autoencoder.load(args.out / "autoencoder" / "model")
-    learn, _ = split_rows(len(bank["surface"]))
     real = autoencoder.normal(whole_gfv(autoencoder, bank["surface"], args.seed))
-    parts = random_parts(autoencoder, bank, learn, args.seed).start
+    parts = learned_parts(args, autoencoder, bank).start
     torch.manual_seed(args.seed)
     model = LatentGan()
 
@@ -206,7 +223,7 @@ def train_agent(args: argparse.Namespace) -> None:
     bank, autoencoder = load_file(args.out / "bank.safetensors"), Autoencoder.load(args.out / "autoencoder" / "model")
     learn, held = split_rows(len(bank["surface"]))
     real = autoencoder.normal(whole_gfv(autoencoder, bank["surface"][learn], args.seed))
-    parts = random_parts(autoencoder, bank, learn, args.seed)
+    parts = learned_parts(args, autoencoder, bank)
     torch.manual_seed(args.seed)
     gan = LatentGan.load(args.out / "gan" / "model").train()
     both = nn.ModuleDict({"agent": ShiftAgent(), "gan": gan})
@@ -230,7 +247,7 @@ def train_agent(args: argparse.Namespace) -> None:
     gan.fit_zero(real)
     both["agent"].save(args.out / "agent" / "model")
     gan.save(args.out / "agent" / "critic")
-    judged(both["agent"], judge, random_parts(autoencoder, bank, held, args.seed + 1))
+    judged(both["agent"], judge, random_parts(autoencoder, bank, held, args.seed + 1, hide=False))
 
 
 def train_implicit(args: argparse.Namespace) -> None:
@@ -268,9 +285,9 @@ def train_td3(args: argparse.Namespace) -> None:
     """The same actor by TD3 in the environment, against the critic that the agent's stage left. Not resumable: it is
     here for comparison and takes minutes."""
     bank, autoencoder = load_file(args.out / "bank.safetensors"), Autoencoder.load(args.out / "autoencoder" / "model")
-    learn, held = split_rows(len(bank["surface"]))
+    _, held = split_rows(len(bank["surface"]))
     judge = Judge(autoencoder, LatentGan.load(args.out / "agent" / "critic"))
-    env = LatentCompletion(args.batch, random_parts(autoencoder, bank, learn, args.seed), judge, seed=args.seed)
+    env = LatentCompletion(args.batch, learned_parts(args, autoencoder, bank), judge, seed=args.seed)
     torch.manual_seed(args.seed)
     agent, options = ShiftAgent(), TD3Options(gamma=1.0, actor_rate=3e-4, critic_rate=1e-3)
     state = td3_state(env.state_size, env.action_size, options, agent.config.hidden)
@@ -289,7 +306,7 @@ def train_td3(args: argparse.Namespace) -> None:
             print(json.dumps({"step": step + 1, "gain an episode": round(gained, 4)}), flush=True)
     agent.actor.load_state_dict(state.actor.state_dict())
     agent.save(args.out / "td3" / "model")
-    judged(agent, judge, random_parts(autoencoder, bank, held, args.seed + 1))
+    judged(agent, judge, random_parts(autoencoder, bank, held, args.seed + 1, hide=False))
 
 
 @torch.no_grad()

@@ -117,8 +117,10 @@ def resampled(points: Tensor, keep: Tensor, count: int, generator: Generator | N
     return points.gather(1, order.gather(1, index)[..., None].expand(-1, -1, 3))
 
 
-def corrupted(points: Tensor, count: int, generator: Generator | None = None) -> Tensor:
-    """[B, count, 3]: of each complete cloud a random part, by view, ball or layers, 20 to 75 % gone.
+def corrupted(
+    points: Tensor, count: int, generator: Generator | None = None, gone: tuple[float, float] = (0.2, 0.75)
+) -> Tensor:
+    """[B, count, 3]: of each cloud a random part, by view, ball or layers, with a share between the two of `gone` gone.
 
     A quarter is noisy (std to 0.01), a quarter sparse (half to a sixteenth of what was left).
     """
@@ -127,7 +129,7 @@ def corrupted(points: Tensor, count: int, generator: Generator | None = None) ->
     def uniform(low: float, high: float) -> Tensor:
         return (low + (high - low) * torch.rand(batch, generator=generator)).to(points)
 
-    share, which = uniform(0.2, 0.75), torch.randint(5, (batch,), generator=generator).to(points.device)
+    share, which = uniform(*gone), torch.randint(5, (batch,), generator=generator).to(points.device)
     from_where = torch.randn(batch, 3, generator=generator).to(points)
     viewpoint = math.sqrt(3) * from_where / from_where.norm(dim=1, keepdim=True)
     centre = torch.randint(points.shape[1], (batch,), generator=generator).to(points.device)
@@ -138,8 +140,8 @@ def corrupted(points: Tensor, count: int, generator: Generator | None = None) ->
     part = resampled(points, keep, count, generator)
     noisy, sparse = uniform(0, 1) < 0.25, uniform(0, 1) < 0.25
     part = jittered(part, torch.where(noisy, uniform(0, 0.01), torch.zeros_like(share)), generator)
-    gone = torch.where(sparse, 1 - 2 ** uniform(-4, -1), torch.zeros_like(share))
-    return resampled(part, thinned(part, gone, generator), count, generator)
+    less = torch.where(sparse, 1 - 2 ** uniform(-4, -1), torch.zeros_like(share))
+    return resampled(part, thinned(part, less, generator), count, generator)
 
 
 def surface_points(meshes: list[Mesh], count: int, generator: Generator | None = None) -> Tensor:

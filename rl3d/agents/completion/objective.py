@@ -1,7 +1,9 @@
 """What a completion is worth without knowing the missing part: four terms, none of which sees it.
 
 - visible: mean distance from the visible points to the completed cloud. One-sided: the symmetric Chamfer distance that
-  RL-GAN-Net's released code rewards (to the decoded input) punishes every point put where nothing was seen.
+  RL-GAN-Net's released code rewards (to the decoded input) punishes every point put where nothing was seen. In training
+  the agent is shown a part of the visible points alone, so that it is paid for what it adds and gets right (the layers
+  that QINet's onion peeling takes off and asks back).
 - latent: squared distance of the latent from where it began, E(P_in).
 - critic: how much the latent looks like a complete object's (`LatentGan.score`).
 - norm: how far the latent lies beyond the shell in which whitened latents of complete clouds lie.
@@ -41,7 +43,8 @@ class Parts:
     """S partial clouds to complete.
 
     Attributes:
-        points: [S, M, 3] in the autoencoder's frame. start: [S, G] their whitened GFVs, normal(E(P_in)).
+        points: [S, M, 3] what is visible, in the autoencoder's frame; what rewards count.
+        start: [S, G] whitened GFVs of what the agent is shown, normal(E(P_in)): all of it, or in training less.
     """
 
     points: Tensor
@@ -55,9 +58,10 @@ class Parts:
 
 
 @torch.no_grad()
-def parts_of(autoencoder: Autoencoder, points: Tensor, chunk: int = 64) -> Parts:
-    """Encode partial clouds [S, M, 3]."""
-    start = [autoencoder.normal(autoencoder.encode(some)) for some in points.split(chunk)]
+def parts_of(autoencoder: Autoencoder, points: Tensor, shown: Tensor | None = None, chunk: int = 64) -> Parts:
+    """Of partial clouds [S, M, 3], of which the agent is shown all, or `shown` [S, K, 3]."""
+    given = points if shown is None else shown
+    start = [autoencoder.normal(autoencoder.encode(some)) for some in given.split(chunk)]
     return Parts(points, torch.cat(start))
 
 
