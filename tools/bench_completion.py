@@ -19,13 +19,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_tables import cluster_bootstrap
+from completion_page import page
 from torch import Tensor
 from train_completion import meshes_of
 
 from rl3d.agents.completion.agent import ShiftAgent, best_of, hill_climb
-from rl3d.agents.completion.clouds import CORNERS, accuracy, ball_crop, resampled, surface_points, view_crop
-from rl3d.agents.completion.complete import SEEN, CompletionOptions, Models, complete, joined, load_models
+from rl3d.agents.completion.clouds import (
+    CORNERS,
+    accuracy,
+    ball_crop,
+    distances,
+    resampled,
+    surface_points,
+    turned,
+    view_crop,
+)
+from rl3d.agents.completion.complete import GAP, SEEN, CompletionOptions, Models, complete, joined, load_models
 from rl3d.agents.completion.objective import Parts, parts_of, total
 from rl3d.agents.completion.picture import NEW, panel, save_grid
 from rl3d.agents.completion.select import accepted, evidence
@@ -37,19 +46,6 @@ from rl3d.scenes.point_cloud import PointCloud
 
 TRUTH, INPUT = 8192, 2048
 SEEN_IN, GREY = (52, 84, 122), (110, 110, 110)
-MEASURES = (("cd_l1", "CD-l1 x 1000", 1000.0, 1), ("cd_l2", "CD-l2 x 1000", 1000.0, 2), ("f1", "F@1 %", 1.0, 3))
-METHODS = {
-    "input": "the input",
-    "autoencoder": "autoencoder, Dec(E(P))",
-    "search": "hill climbing, equal calls",
-    "generator": "best of the generator, equal calls",
-    "search64": "hill climbing, 64 calls",
-    "td3": "agent by TD3",
-    "agent": "agent",
-    "selected": "agent + selector",
-    "ae_joined": "autoencoder + the input's points",
-    "joined": "agent + selector + the input's points",
-}
 
 
 @dataclass(frozen=True)
@@ -92,6 +88,32 @@ def measured(cloud: Tensor, whole: Tensor) -> dict[str, list[float]]:
     return {k: [round(v, 6) for v in values.tolist()] for k, values in accuracy(cloud, whole).items()}
 
 
+def latents(
+    models: Models, td3: ShiftAgent | None, given: Tensor, generator: torch.Generator, long: bool
+) -> tuple[Parts, dict[str, Tensor], dict[str, float]]:
+    """The inputs' parts, each method's latents [S, G], and CPU milliseconds a shape. long: with the search of 64."""
+    judge, calls = models.judge, models.agent.config.steps + 1
+    began = time.process_time()
+    parts = parts_of(judge.autoencoder, given[:, :SEEN])
+    encode = time.process_time() - began
+    makers: dict[str, Callable[[], Tensor]] = {
+        "autoencoder": lambda: parts.start,
+        "search": lambda: hill_climb(judge, parts, calls, generator),
+        "generator": lambda: best_of(judge, parts, calls, generator),
+        "agent": lambda: models.agent.path(judge, parts)[-1],
+    }
+    if td3 is not None:
+        makers["td3"] = lambda: td3.path(judge, parts)[-1]
+    if long:
+        makers["search64"] = lambda: hill_climb(judge, parts, 64, generator)
+    codes, spent = {}, {}
+    for name, make in makers.items():
+        began = time.process_time()
+        codes[name] = make()
+        spent[name] = 1000 * (time.process_time() - began + encode) / len(given)
+    return parts, codes, spent
+
+
 @torch.no_grad()
 def run_task(task: Task, meshes: list[Mesh], models: Models, td3: ShiftAgent | None) -> dict[str, Any]:
     """All methods on the same inputs: per method and measure one value a case, cases of a shape `rounds` apart."""
@@ -103,27 +125,9 @@ def run_task(task: Task, meshes: list[Mesh], models: Models, td3: ShiftAgent | N
         generator = torch.Generator().manual_seed(1000 + k)
         whole = surface_points(meshes, TRUTH, generator)
         given = task.part(whole, meshes, k, generator)
-        began = time.process_time()
-        parts = parts_of(judge.autoencoder, given[:, :SEEN])
-        encode = time.process_time() - began
-
-        def timed(name: str, make: Callable[[], Tensor]) -> Tensor:
-            began = time.process_time()
-            made = make()
-            ms = 1000 * (time.process_time() - began + encode) / len(meshes)  # noqa: B023
+        parts, codes, spent = latents(models, td3, given, generator, long=task.key in ("view50", "look"))
+        for name, ms in spent.items():
             out["cpu_ms"].setdefault(name, []).append(ms)
-            return made
-
-        codes = {
-            "autoencoder": timed("autoencoder", lambda: parts.start),  # noqa: B023
-            "search": timed("search", lambda: hill_climb(judge, parts, calls, generator)),  # noqa: B023
-            "generator": timed("generator", lambda: best_of(judge, parts, calls, generator)),  # noqa: B023
-            "agent": timed("agent", lambda: models.agent.path(judge, parts)[-1]),  # noqa: B023
-        }
-        if td3 is not None:
-            codes["td3"] = td3.path(judge, parts)[-1]
-        if task.key in ("view50", "look"):
-            codes["search64"] = timed("search64", lambda: hill_climb(judge, parts, 64, generator))  # noqa: B023
         clouds = {name: judge.decode(code) for name, code in codes.items()}
         before, after = (evidence(judge, parts, codes[n], clouds[n]) for n in ("autoencoder", "agent"))
         keep = accepted(before, after)
@@ -144,9 +148,6 @@ def run_task(task: Task, meshes: list[Mesh], models: Models, td3: ShiftAgent | N
 
 def _with_input(given: Tensor, cloud: Tensor, generator: torch.Generator) -> Tensor:
     """[INPUT, 3] of the input's points and, where there are none, decoded ones."""
-    from rl3d.agents.completion.clouds import distances
-    from rl3d.agents.completion.complete import GAP
-
     new = cloud[distances(cloud[None], given[None])[0] > GAP]
     # as many of either as their share of the surface: decoded points are spread evenly over all of it
     count = min(len(new), INPUT - 64)
@@ -164,9 +165,7 @@ def run_unknown_frame(meshes: list[Mesh], models: Models) -> dict[str, Any]:
     given = resampled(whole, keep, INPUT, generator)
     kept = 0
     for i in range(len(meshes)):
-        heading = 6.2832 * torch.rand(1, generator=generator)
-        from rl3d.agents.completion.clouds import turned
-
+        heading = 2 * torch.pi * torch.rand(1, generator=generator)
         cloud, truth = turned(given[i : i + 1], heading)[0], turned(whole[i : i + 1], heading)
         for by in ("autoencoder", "agent"):
             began = time.process_time()
@@ -183,50 +182,6 @@ def run_unknown_frame(meshes: list[Mesh], models: Models) -> dict[str, Any]:
     return out
 
 
-def by_shape(row: dict[str, Any], values: list[float]) -> list[list[float]]:
-    """One cluster a shape."""
-    return [values[i :: row["shapes"]] for i in range(row["shapes"])]
-
-
-def mean_of(row: dict[str, Any], method: str, measure: str) -> tuple[float, float, float]:
-    found = cluster_bootstrap(by_shape(row, row["methods"][method][measure]))
-    assert found is not None
-    return found
-
-
-def gain_of(row: dict[str, Any], method: str, other: str, measure: str = "cd_l1") -> tuple[float, float, float]:
-    """1 - mean(method) / mean(other), with the interval of a bootstrap over shapes of the paired ratio."""
-    import numpy as np
-
-    a, b = (np.array(by_shape(row, row["methods"][m][measure])).mean(1) for m in (method, other))
-    drawn = np.random.default_rng(0).integers(len(a), size=(10_000, len(a)))
-    low, high = np.percentile(1 - a[drawn].mean(1) / b[drawn].mean(1), [2.5, 97.5])
-    return float(1 - a.mean() / b.mean()), float(low), float(high)
-
-
-def no_worse(row: dict[str, Any], method: str, other: str) -> float:
-    a, b = (row["methods"][m]["cd_l1"] for m in (method, other))
-    return sum(x <= y for x, y in zip(a, b)) / len(a)
-
-
-def percent(found: tuple[float, float, float]) -> str:
-    return f"{100 * found[0]:.1f} % [{100 * found[1]:.1f}, {100 * found[2]:.1f}]"
-
-
-def table(row: dict[str, Any]) -> str:
-    lines = ["| method | " + " | ".join(title for _, title, _, _ in MEASURES) + " | missing x 1000 | excess x 1000 |"]
-    lines.append("|---" * (len(MEASURES) + 3) + "|")
-    for key, name in METHODS.items():
-        if key not in row["methods"]:
-            continue
-        cells = []
-        for measure, _, scale, digits in (*MEASURES, ("missing", "", 1000.0, 1), ("excess", "", 1000.0, 1)):
-            mean, low, high = (scale * v for v in mean_of(row, key, measure))
-            cells.append(f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
@@ -237,8 +192,6 @@ def main() -> None:
     parser.add_argument("--page", type=Path, help="write the page and its picture from what is there")
     args = parser.parse_args()
     if args.page is not None:
-        from completion_page import page
-
         results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in args.out.glob("*.json")}
         atomic_write_text(args.page, page(results))
         return
@@ -253,7 +206,15 @@ def main() -> None:
             print(task.key, flush=True)
     if not (args.out / "unknown.json").is_file():
         write_json(args.out / "unknown.json", run_unknown_frame(meshes, models))
+    if not (args.out / "floor.json").is_file():
+        write_json(args.out / "floor.json", floor(meshes))
     draw(meshes, models, args.out / "completion.png")
+
+
+def floor(meshes: list[Mesh]) -> dict[str, Any]:
+    """What 2,048 points drawn from the truth's own surface measure."""
+    generator = torch.Generator().manual_seed(3000)
+    return measured(surface_points(meshes, INPUT, generator), surface_points(meshes, TRUTH, generator))
 
 
 @torch.no_grad()

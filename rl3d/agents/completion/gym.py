@@ -18,33 +18,15 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
 
-from rl3d.agents.completion.clouds import corrupted, random_frame, surface_points
 from rl3d.agents.completion.env import REACH, STEPS, LatentCompletion, Mode
-from rl3d.agents.completion.objective import Judge, Parts, parts_of
+from rl3d.agents.completion.furniture import furniture_parts
+from rl3d.agents.completion.objective import Judge, Parts
 from rl3d.agents.completion.picture import NEW, SEEN, panel
 from rl3d.agents.environment import Step
-from rl3d.scenes.mesh import Mesh
 
 LIMIT = 50.0  # of an observation's numbers
-EACH = 4  # random parts of each piece of furniture
 
 Reset = tuple[NDArray[np.float32], dict[str, Any]]
-
-
-def furniture_parts(judge: Judge, seed: int = 0) -> Parts:
-    """Random parts of rl3d's built-in furniture in random frames."""
-    from rl3d.agents.layout.furniture import KINDS
-    from rl3d.agents.layout.pieces import built_in
-    from rl3d.data.asset_set import canonical
-
-    meshes = []
-    for i, kind in enumerate(KINDS):
-        mesh = built_in(i, kind.sizes[0])
-        meshes.append(Mesh(torch.from_numpy(canonical(mesh.vertices.numpy())), mesh.faces))
-    generator = torch.Generator().manual_seed(seed)
-    whole = surface_points(meshes, 1024, generator).repeat(EACH, 1, 1)
-    part = corrupted(random_frame(len(whole), generator).into(whole), 512, generator)
-    return parts_of(judge.autoencoder, part)
 
 
 def _environment(count: int, parts: Parts | None, judge: Judge | None, mode: Mode, steps: int) -> LatentCompletion:

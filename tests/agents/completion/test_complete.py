@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from rl3d.agents.completion import complete as module
 from rl3d.agents.completion.agent import AgentConfig, ShiftAgent
 from rl3d.agents.completion.clouds import distances
 from rl3d.agents.completion.complete import CompletionOptions, Models, complete, complete_file, layings, upright
@@ -23,6 +23,8 @@ from rl3d.rewards.check_assets import box
 from rl3d.scenes import Mesh
 from rl3d.scenes.load import load_points
 from rl3d.scenes.point_cloud import PointCloud, sample_surface
+
+module = sys.modules["rl3d.agents.completion.complete"]  # the package's attribute of this name is its function
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,8 @@ import pytest
 
 gymnasium = pytest.importorskip("gymnasium")
 
-from rl3d.agents.completion.gym import PointCompletionEnv, PointCompletionVectorEnv, furniture_parts  # noqa: E402
+from rl3d.agents.completion.furniture import furniture_parts  # noqa: E402
+from rl3d.agents.completion.gym import PointCompletionEnv, PointCompletionVectorEnv  # noqa: E402
 from rl3d.agents.completion.objective import Judge, Parts  # noqa: E402
 from rl3d.agents.gym import COMPLETION_ID  # noqa: E402
 
