@@ -40,7 +40,8 @@ from rl3d.randomness import generator_for
 from rl3d.scenes.mesh import Mesh
 
 SURFACE, SEEN, LOOKS = 4096, 512, 3  # points of a surface and of a look, looks a mesh
-TRUTH, QUERIES = 1024, 768  # points that a decoded cloud is compared with, places a mesh with their distances
+TRUTH = 1024  # points that a decoded cloud is compared with
+QUERIES, ASKED = 768, 256  # places a mesh with their distances, and how many of them a step asks for
 PARTS = 6  # random parts a mesh, and as many latents of complete clouds
 GONE = (0.1, 0.6)  # shares that are missing where the agent is shown less than is visible
 HELD = 16  # every so many meshes of the training split are kept back from the agent, to compare ways to learn
@@ -149,7 +150,7 @@ def whole_gfv(model: Autoencoder, surface: Tensor, seed: int) -> Tensor:
     found = []
     for i in range(PARTS):
         generator = generator_for(seed, 10**6, i)
-        found += [model.encode(placed(some[:, :1024].float(), generator)) for some in surface.split(64)]
+        found += [model.encode(placed(some[:, :SEEN].float(), generator)) for some in surface.split(64)]
     return torch.cat(found)
 
 
@@ -268,13 +269,16 @@ def train_implicit(args: argparse.Namespace) -> None:
     def loss_of(step: int, generator: Generator) -> tuple[Tensor, dict[str, float]]:
         rows = torch.randint(len(known), (args.batch,), generator=generator)
         frame = random_frame(args.batch, generator)
-        some = known[rows].float()
+        first = int(torch.randint(QUERIES - ASKED + 1, (1,), generator=generator))  # places lie in random order
+        some = known[rows, first : first + ASKED].float()
         both = mirrored(torch.cat([bank["surface"][rows, :SEEN].float(), some[..., :3]], 1), generator)
         both = frame.into(both)
         with torch.no_grad():
             code = autoencoder.normal(autoencoder.encode(both[:, :SEEN]))
         truth = (some[..., 3] * frame.scale[:, None]).clamp(-BAND, BAND)
-        return (model(code, both[:, SEEN:]) - truth).abs().mean() / BAND, {}
+        with torch.autocast("cpu", torch.bfloat16):
+            found = model(code, both[:, SEEN:])
+        return (found.float() - truth).abs().mean() / BAND, {}
 
     ema = fit(model, loss_of, args.out / "implicit", args, args.rate or 2e-3)
     averaged(model, ema)
