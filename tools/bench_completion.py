@@ -37,7 +37,7 @@ from rl3d.agents.completion.clouds import (
 from rl3d.agents.completion.complete import GAP, SEEN, CompletionOptions, Models, complete, joined, load_models
 from rl3d.agents.completion.objective import Parts, parts_of, total
 from rl3d.agents.completion.picture import NEW, panel, save_grid
-from rl3d.agents.completion.select import accepted, evidence
+from rl3d.agents.completion.select import select
 from rl3d.agents.completion.views import random_looks
 from rl3d.data.asset_set import load_asset_set
 from rl3d.files import atomic_write_text, write_json
@@ -119,7 +119,7 @@ def run_task(task: Task, meshes: list[Mesh], models: Models, td3: ShiftAgent | N
     """All methods on the same inputs: per method and measure one value a case, cases of a shape `rounds` apart."""
     judge, calls = models.judge, models.agent.config.steps + 1
     out: dict[str, Any] = {"shapes": len(meshes), "rounds": task.rounds, "calls": calls, "methods": {}, "cpu_ms": {}}
-    accept: list[bool] = []
+    accept: list[float] = []
     better: list[float] = []
     for k in range(task.rounds):
         generator = torch.Generator().manual_seed(1000 + k)
@@ -129,9 +129,8 @@ def run_task(task: Task, meshes: list[Mesh], models: Models, td3: ShiftAgent | N
         for name, ms in spent.items():
             out["cpu_ms"].setdefault(name, []).append(ms)
         clouds = {name: judge.decode(code) for name, code in codes.items()}
-        before, after = (evidence(judge, parts, codes[n], clouds[n]) for n in ("autoencoder", "agent"))
-        keep = accepted(before, after)
-        clouds["selected"] = torch.where(keep[:, None, None], clouds["agent"], clouds["autoencoder"])
+        kept = select(judge, parts, codes["agent"])
+        clouds["selected"] = judge.decode(kept.code)
         clouds["input"] = given
         for name in ("autoencoder", "selected"):
             key = "ae_joined" if name == "autoencoder" else "joined"
@@ -139,9 +138,9 @@ def run_task(task: Task, meshes: list[Mesh], models: Models, td3: ShiftAgent | N
         for name, cloud in clouds.items():
             for measure, values in measured(cloud, whole).items():
                 out["methods"].setdefault(name, {}).setdefault(measure, []).extend(values)
-        accept += keep.tolist()
+        accept += kept.share.tolist()
         better += (total(judge.terms(parts, codes["agent"])) > total(judge.terms(parts, codes["search"]))).tolist()
-    out["accepted"] = accept
+    out["followed"] = accept
     out["objective_above_search"] = sum(better) / len(better)
     return out
 
@@ -163,7 +162,7 @@ def run_unknown_frame(meshes: list[Mesh], models: Models) -> dict[str, Any]:
     whole = surface_points(meshes, TRUTH, generator)
     keep = view_crop(whole, CORNERS[torch.randint(8, (len(meshes),), generator=generator)], 0.5)
     given = resampled(whole, keep, INPUT, generator)
-    kept = 0
+    followed = 0.0
     for i in range(len(meshes)):
         heading = 2 * torch.pi * torch.rand(1, generator=generator)
         cloud, truth = turned(given[i : i + 1], heading)[0], turned(whole[i : i + 1], heading)
@@ -175,10 +174,10 @@ def run_unknown_frame(meshes: list[Mesh], models: Models) -> dict[str, Any]:
             for name, made in ((by, found.cloud), (f"{by}_joined", full.points)):
                 for measure, values in measured(made[None], truth).items():
                     out["methods"].setdefault(name, {}).setdefault(measure, []).extend(values)
-            kept += by == "agent" and found.kept == "agent"
+            followed += found.share if by == "agent" else 0.0
         for measure, values in measured(cloud[None], truth).items():
             out["methods"].setdefault("input", {}).setdefault(measure, []).extend(values)
-    out["kept"] = kept / len(meshes)
+    out["followed"] = followed / len(meshes)
     return out
 
 
@@ -227,10 +226,9 @@ def draw(meshes: list[Mesh], models: Models, path: Path) -> None:
     given = resampled(whole, keep, INPUT, generator)
     judge = models.judge
     parts: Parts = parts_of(judge.autoencoder, given[:, :SEEN])
-    code = models.agent.path(judge, parts)[-1]
-    plain, agent = judge.decode(parts.start), judge.decode(code)
-    taken = accepted(evidence(judge, parts, parts.start, plain), evidence(judge, parts, code, agent))
-    kept = torch.where(taken[:, None, None], agent, plain)
+    plain, kept = (
+        judge.decode(c) for c in (parts.start, select(judge, parts, models.agent.path(judge, parts)[-1]).code)
+    )
     low, high = torch.full((3,), -0.42), torch.full((3,), 0.42)
     rows = []
     for clouds, colour in (

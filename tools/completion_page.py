@@ -100,8 +100,8 @@ def page(results: dict[str, Any]) -> str:
         "autoencoder, the agent with the selector, the truth.*",
         "## The agent's gain in CD-l1",
         gains(results),
-        "accepted: how often the selector takes the agent's cloud. no worse: share of the cases in which CD-l1 is not "
-        "above the autoencoder's; the selector promises that no evidence is worse, not this.",
+        "followed: how much of the agent's way the selector takes, on average. no worse: share of the cases in which "
+        "CD-l1 is not above the autoencoder's; the selector promises that no evidence is worse, not this.",
     ]
     for key, title in TITLES.items():
         if key in results:
@@ -111,8 +111,8 @@ def page(results: dict[str, Any]) -> str:
         parts += [
             "## Frame unknown",
             f"As `rl3d complete` works: a view crop of half the points, turned by a random angle, of which neither box "
-            f"nor heading is known; one a shape. The agent's cloud was kept for {100 * row['kept']:.0f} %. "
-            f"{np.mean(row['cpu_ms']['agent']):.0f} ms of one thread a cloud.",
+            f"nor heading is known; one a shape. The selector followed {100 * row['followed']:.0f} % of the agent's "
+            f"way. {np.mean(row['cpu_ms']['agent']):.0f} ms of one thread a cloud.",
             table(row, UNKNOWN),
         ]
     parts += ["## Time", times(first)]
@@ -131,7 +131,7 @@ UNKNOWN = {
 def gains(results: dict[str, Any]) -> str:
     lines = [
         "| | agent below autoencoder | agent + selector below autoencoder | agent below hill climbing at equal calls "
-        "| accepted | no worse: agent | no worse: agent + selector |",
+        "| followed | no worse: agent | no worse: agent + selector |",
         "|---|---|---|---|---|---|---|",
     ]
     for key, title in TITLES.items():
@@ -140,7 +140,7 @@ def gains(results: dict[str, Any]) -> str:
         row = results[key]
         cells = [percent(gain_of(row, m, o)) for m, o in (("agent", "autoencoder"), ("selected", "autoencoder"))]
         cells.append(percent(gain_of(row, "agent", "search")))
-        cells.append(f"{100 * np.mean(row['accepted']):.0f} %")
+        cells.append(f"{100 * np.mean(row['followed']):.0f} %")
         cells += [f"{100 * no_worse(row, m, 'autoencoder'):.0f} %" for m in ("agent", "selected")]
         lines.append(f"| {title} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

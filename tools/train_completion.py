@@ -293,13 +293,14 @@ def train_td3(args: argparse.Namespace) -> None:
     judge = Judge(autoencoder, LatentGan.load(args.out / "agent" / "critic"))
     env = LatentCompletion(args.batch, learned_parts(args, autoencoder, bank), judge, seed=args.seed)
     torch.manual_seed(args.seed)
-    agent, options = ShiftAgent(), TD3Options(gamma=1.0, actor_rate=3e-4, critic_rate=1e-3)
+    # 0.05 in each of 128 directions is a step of more than one standard deviation of all of them together
+    options = TD3Options(gamma=1.0, smooth=0.05, limit=0.1, actor_rate=3e-4, critic_rate=1e-3)
+    agent = ShiftAgent()
     state = td3_state(env.state_size, env.action_size, options, agent.config.hidden)
     replay, generator = Replay(20_000), generator_for(args.seed, 4 * 10**6)
     seen, gained = env.reset(seed=args.seed)["state"], 0.0
     for step in range(args.steps):
-        noise = 0.3 if step < 50 else 0.15
-        action = explore(state, seen, noise, generator)
+        action = explore(state, seen, 0.1 if step < 50 else 0.05, generator)
         out = env.step(action)
         replay.push(seen, action, out.reward, out.final["state"], out.terminated)
         seen, gained = out.observation["state"], 0.98 * gained + 0.02 * env.steps * float(out.reward.mean())

@@ -30,6 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--by", choices=("agent", "search", "autoencoder"), default="agent", help="who completes (default: agent)"
     )
+    parser.add_argument(
+        "--always", action="store_true", help="keep what it made, whatever the evidence says (docs/completion.md)"
+    )
     parser.add_argument("--steps", type=int, default=64, metavar="N", help="decoder calls of --by search (64)")
     parser.add_argument("--points", type=int, default=4096, metavar="N", help="at most so many are written (4096)")
     parser.add_argument("--up", choices=("y", "z"), default="y", help="the cloud's upward axis (default: y)")
@@ -71,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
         up=args.up,
         mesh=args.mesh,
         seed=seed,
+        always=args.always,
     )
     progress = Progress(silent=args.quiet)
     with progress.notes_of("rl3d.kernels"), progress.stage("complete", 1) as stage:
@@ -79,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"file": str(out), **report}, indent=2))
     else:
-        said = "" if report["kept"] == args.by else f", kept by the {report['kept']}: the evidence was against it"
+        said = f", the {args.by} followed for {100 * report['followed']:.0f} % of its way"
         print(
             f"{report['points']} points, {report['new_points']} of them new, {report['seconds']:.1f} s{said}",
             file=sys.stderr,

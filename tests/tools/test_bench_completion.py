@@ -34,8 +34,9 @@ def test_tasks_and_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(row["methods"]["agent"]["cd_l1"]) == 2 * 8 and row["calls"] == 3 and "search64" in row["methods"]
     assert row["methods"]["input"]["excess"] < row["methods"]["input"]["missing"]
     kept = row["methods"]["selected"]["cd_l1"]
-    for i, taken in enumerate(row["accepted"]):
-        assert kept[i] == row["methods"]["agent" if taken else "autoencoder"]["cd_l1"][i]
+    for i, share in enumerate(row["followed"]):
+        if share in (0.0, 1.0):
+            assert kept[i] == row["methods"]["agent" if share else "autoencoder"]["cd_l1"][i]
     assert gain_of(row, "agent", "agent") == (0.0, 0.0, 0.0) and no_worse(row, "agent", "agent") == 1.0
     results["unknown"] = bench_completion.run_unknown_frame(meshes[:1], models)
     results["floor"] = bench_completion.floor(meshes)

@@ -8,7 +8,7 @@ from rl3d.agents.completion.complete import Completed, CompletionOptions, comple
 from rl3d.agents.completion.env import LatentCompletion
 from rl3d.agents.completion.furniture import furniture_parts
 from rl3d.agents.completion.objective import TERMS, Judge, Parts, Weights, parts_of
-from rl3d.agents.completion.select import accepted, evidence
+from rl3d.agents.completion.select import accepted, evidence, select
 
 __all__ = [
     "TERMS",
@@ -28,4 +28,5 @@ __all__ = [
     "hill_climb",
     "load_models",
     "parts_of",
+    "select",
 ]

@@ -25,7 +25,7 @@ from rl3d.agents.completion.implicit import ImplicitDecoder, surface_mesh
 from rl3d.agents.completion.latent_gan import LatentGan
 from rl3d.agents.completion.objective import Judge, Parts, parts_of
 from rl3d.agents.completion.picture import before_and_after
-from rl3d.agents.completion.select import Evidence, accepted, evidence
+from rl3d.agents.completion.select import Evidence, evidence, select
 from rl3d.assets import model_folder
 from rl3d.errors import InputError
 from rl3d.files import write_json
@@ -51,6 +51,7 @@ class CompletionOptions:
         its box of longest side 1 around the origin; else ways of laying it are tried.
     points: at most so many are written. viewpoint: where the cloud was seen from, in its own coordinates, or None.
     up: the cloud's upward axis. mesh: also extract a mesh. seed: of what is drawn.
+    always: keep what `by` made, whatever the evidence says.
     """
 
     by: By = "agent"
@@ -61,6 +62,7 @@ class CompletionOptions:
     up: Up = "y"
     mesh: bool = False
     seed: int = 0
+    always: bool = False
 
 
 @dataclass(frozen=True)
@@ -91,8 +93,8 @@ class Completed:
     Attributes:
         cloud: [P, 3] decoded, in the input's coordinates. code: [G] its whitened latent. frame: the way of laying, of
             one row, after `centre` [3] was taken off and everything divided by `size`.
-        kept: who it is by, "autoencoder" where the selector refused the agent. before, after: the evidence for the
-            autoencoder's cloud and for that of `by`, of one row, lengths in the frame's unit.
+        share: how far the way of `by` was followed, 0: not at all, the autoencoder's cloud. before, after: the evidence
+            for the autoencoder's cloud and for the kept one, of one row, lengths in the frame's unit.
     """
 
     cloud: Tensor
@@ -100,7 +102,7 @@ class Completed:
     frame: Frame
     centre: Tensor
     size: float
-    kept: str
+    share: float
     before: Evidence
     after: Evidence
 
@@ -173,24 +175,13 @@ def complete(models: Models, cloud: PointCloud, options: CompletionOptions) -> C
     if options.viewpoint is not None:
         where = (torch.tensor(options.viewpoint) - centre) / size
         look = frame.into(where[None, None])[:, 0]
-    clouds = [models.judge.decode(c) for c in (parts.start, code)]
-    before, after = (evidence(models.judge, parts, c, decoded, look) for c, decoded in zip((parts.start, code), clouds))
-    keep = options.by != "autoencoder" and bool(accepted(before, after))
-    chosen = int(keep)
-    found = Completed(
-        clouds[chosen][0],
-        (parts.start, code)[chosen][0],
-        frame,
-        centre,
-        size,
-        options.by if keep else "autoencoder",
-        before,
-        after,
-    )
-    return _moved(found)
-
-
-def _moved(found: Completed) -> Completed:
+    kept = select(models.judge, parts, code, look)
+    share, after = float(kept.share[0]), kept.after
+    if options.always:
+        share, after = 1.0, evidence(models.judge, parts, code, models.judge.decode(code), look)
+    else:
+        code = kept.code
+    found = Completed(models.judge.decode(code)[0], code[0], frame, centre, size, share, kept.before, after)
     return Completed(**{**vars(found), "cloud": found.back(found.cloud)})
 
 
@@ -270,9 +261,11 @@ def complete_file(
     seconds = time.perf_counter() - began
     report: dict[str, Any] = {
         "by": options.by,
-        "kept": found.kept,
-        "visible": {"autoencoder": _number(found.before.visible), options.by: _number(found.after.visible)},
-        "whole": {"autoencoder": _number(found.before.whole), options.by: _number(found.after.whole)},
+        "followed": found.share,
+        "evidence": {
+            name: {"autoencoder": _number(getattr(found.before, name)), "kept": _number(getattr(found.after, name))}
+            for name in ("visible", "near", "whole", *(() if look is None else ("through",)))
+        },
         "points": len(whole),
         "new_points": new,
         "heading_degrees": round(math.degrees(float(found.frame.heading[0])), 1),
@@ -280,8 +273,6 @@ def complete_file(
         "seed": options.seed,
         "seconds": round(seconds, 3),
     }
-    if look is not None:
-        report["through"] = {"autoencoder": _number(found.before.through), options.by: _number(found.after.through)}
     PointCloud(as_it_was(whole.points, options.up), None, whole.colours).save(out)
     before_and_after(cloud.points, whole.points[: len(whole) - new], whole.points[len(whole) - new :], out)
     if mesh is not None:

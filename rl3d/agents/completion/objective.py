@@ -33,7 +33,7 @@ class Weights:
     """
 
     visible: float = 20.0
-    latent: float = 0.02
+    latent: float = 0.1
     critic: float = 0.1
     norm: float = 0.2
 

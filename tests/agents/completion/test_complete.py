@@ -14,7 +14,7 @@ from rl3d.agents.completion.clouds import distances
 from rl3d.agents.completion.complete import CompletionOptions, Models, complete, complete_file, layings, upright
 from rl3d.agents.completion.implicit import ImplicitConfig, ImplicitDecoder, labelled, surface_mesh, winding_number
 from rl3d.agents.completion.objective import Judge, Parts
-from rl3d.agents.completion.select import Evidence, accepted, evidence, seen_through
+from rl3d.agents.completion.select import STOPS, Evidence, accepted, evidence, seen_through, select
 from rl3d.agents.completion.views import seen_from
 from rl3d.cameras import Cameras
 from rl3d.cli.main import main
@@ -61,15 +61,22 @@ def test_the_selector_keeps_nothing_that_is_worse_by_any_evidence(judge: Judge, 
     g = torch.Generator().manual_seed(0)
     code = parts.start + 0.5 * torch.randn(parts.start.shape, generator=g)
     viewpoint = torch.tensor([[0.0, 0.0, 2.0]]).expand(len(parts), 3)
-    before, after = (evidence(judge, parts, c, judge.decode(c), viewpoint) for c in (parts.start, code))
-    keep = accepted(before, after)
+    kept = select(judge, parts, code, viewpoint)
+    before, after = (evidence(judge, parts, c, judge.decode(c), viewpoint) for c in (parts.start, kept.code))
     assert torch.allclose(before.visible, distances(parts.points, judge.decode(parts.start)).mean(1))
-    assert not (keep & ((after.visible > before.visible) | (after.whole < before.whole))).any()
-    assert not (keep & (after.through > before.through)).any()
-    assert accepted(before, before).all()
-    best = Evidence(before.visible - 1, before.whole + 1, before.through)
+    assert accepted(before, after).all()  # the promise, from the kept latents alone
+    for name in vars(after):
+        assert torch.allclose(getattr(kept.after, name), getattr(after, name), atol=1e-6)
+    assert set(kept.share.tolist()) <= {0.0, *STOPS} and 0 < int((kept.share > 0).sum()) < len(parts)
+    way = parts.start + kept.share[:, None] * (code - parts.start)
+    assert torch.allclose(kept.code, way, atol=1e-6)
+    for row, share in enumerate(kept.share.tolist()):  # no stop farther on was free of evidence against it
+        for stop in (x for x in STOPS if x > share):
+            tried = parts.start + stop * (code - parts.start)
+            assert not accepted(before, evidence(judge, parts, tried, judge.decode(tried), viewpoint))[row]
+    best = Evidence(before.visible - 1, before.near - 1, before.whole + 1, before.through)
     assert accepted(before, best).all()
-    for name, worse in (("visible", 0.1), ("whole", -0.1), ("through", 0.1)):
+    for name, worse in (("visible", 0.1), ("near", 0.1), ("whole", -0.1), ("through", 0.1)):
         assert not accepted(before, Evidence(**{**vars(best), name: getattr(before, name) + worse})).any()
 
 
@@ -127,7 +134,7 @@ def test_the_visible_points_stay_and_new_ones_have_neighbours_colours(
     assert len(full) == report["points"] <= 350 and full.colours is not None
     there = distances(full.points[None], given.points[None])[0]
     assert int((there < 1e-6).sum()) == len(full) - report["new_points"]
-    assert report["kept"] in (by, "autoencoder") and (tmp_path / "full.png").stat().st_size > 1000
+    assert report["followed"] in (0.0, *STOPS) and (tmp_path / "full.png").stat().st_size > 1000
     assert json.loads((tmp_path / "full.json").read_text()) == report
 
 
@@ -153,8 +160,10 @@ def test_the_command(models: Models, partial: Path, tmp_path: Path, capsys: pyte
     words = ["complete", str(partial), "--out", str(tmp_path / "o.ply"), "--models", str(home), "--up", "z"]
     assert main([*words, "--mesh", "--seen-from", "3,1,0", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
-    assert report["mesh_faces"] == len(Mesh.load(tmp_path / "o-mesh.glb").faces) and "through" in report
-    assert main(words) == 0
+    assert report["mesh_faces"] == len(Mesh.load(tmp_path / "o-mesh.glb").faces)
+    assert "through" in report["evidence"]
+    assert main([*words, "--always"]) == 0
+    assert json.loads((tmp_path / "o.json").read_text())["followed"] == 1.0
     assert capsys.readouterr().out.strip() == str(tmp_path / "o.ply")
     assert main([*words, "--seen-from", "1,2"]) == 2
     assert "takes three numbers" in capsys.readouterr().err
