@@ -45,6 +45,7 @@ from rl3d.scenes.mesh import Mesh
 from rl3d.scenes.point_cloud import PointCloud
 
 TRUTH, INPUT = 8192, 2048
+VIEWS = (0, 3, 5, 6)  # every other corner of the cube
 SEEN_IN, GREY = (52, 84, 122), (110, 110, 110)
 
 
@@ -60,7 +61,7 @@ class Task:
 
 def _viewed(share: float) -> Callable[[Tensor, list[Mesh], int, torch.Generator], Tensor]:
     def part(whole: Tensor, meshes: list[Mesh], k: int, generator: torch.Generator) -> Tensor:
-        return resampled(whole, view_crop(whole, CORNERS[k].expand(len(whole), 3), share), INPUT, generator)
+        return resampled(whole, view_crop(whole, CORNERS[VIEWS[k]].expand(len(whole), 3), share), INPUT, generator)
 
     return part
 
@@ -78,7 +79,7 @@ def _looked(whole: Tensor, meshes: list[Mesh], k: int, generator: torch.Generato
 
 
 TASKS = [
-    *(Task(f"view{p}", f"view crop, {p} % gone", 8, _viewed(p / 100)) for p in (25, 50, 75)),
+    *(Task(f"view{p}", f"view crop, {p} % gone", len(VIEWS), _viewed(p / 100)) for p in (25, 50, 75)),
     *(Task(f"ball{p}", f"ball crop, {p} % gone", 1, _balled(p / 100)) for p in (20, 30, 40, 50, 60, 70)),
     Task("look", "one depth view", 2, _looked),
 ]

@@ -74,7 +74,7 @@ HEAD = """# Benchmark: point-cloud completion
 
 Written by `tools/bench_completion.py`; do not edit. {shapes} shapes of the val split, which no model was trained or
 tuned on, in their own frame (as ShapeNet-55 and PCN do). Inputs of 2,048 points: *view crops* (PoinTr's protocol: of
-8,192 points the share nearest to one of the viewpoints (+-1, +-1, +-1) is taken away; all eight), *ball crops*
+8,192 points the share nearest to one of the viewpoints (+-1, +-1, +-1) is taken away; every other one), *ball crops*
 (RL-GAN-Net's: the share nearest to a random point), and *depth views* (what one camera of the renderer sees). Truth:
 8,192 points. Lengths are in units of the shape's longest side. CD-l1: the mean over both directions of the mean
 distance; CD-l2: the sum of both mean squared distances; F@1 %: at 0.01; missing: from the truth to the cloud; excess:

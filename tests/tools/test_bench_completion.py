@@ -31,7 +31,7 @@ def test_tasks_and_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         if task.key in ("view50", "ball20", "look"):
             results[task.key] = bench_completion.run_task(task, meshes, models, None)
     row = results["view50"]
-    assert len(row["methods"]["agent"]["cd_l1"]) == 2 * 8 and row["calls"] == 3 and "search64" in row["methods"]
+    assert len(row["methods"]["agent"]["cd_l1"]) == 2 * 4 and row["calls"] == 3 and "search64" in row["methods"]
     assert row["methods"]["input"]["excess"] < row["methods"]["input"]["missing"]
     kept = row["methods"]["selected"]["cd_l1"]
     for i, share in enumerate(row["followed"]):
