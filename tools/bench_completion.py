@@ -34,10 +34,10 @@ from rl3d.agents.completion.clouds import (
     turned,
     view_crop,
 )
-from rl3d.agents.completion.complete import GAP, SEEN, CompletionOptions, Models, complete, joined, load_models
+from rl3d.agents.completion.complete import SEEN, CompletionOptions, Models, complete, joined, load_models
 from rl3d.agents.completion.objective import Parts, parts_of, total
 from rl3d.agents.completion.picture import NEW, panel, save_grid
-from rl3d.agents.completion.select import select
+from rl3d.agents.completion.select import NEAR, select
 from rl3d.agents.completion.views import random_looks
 from rl3d.data.asset_set import load_asset_set
 from rl3d.files import atomic_write_text, write_json
@@ -133,12 +133,13 @@ def run_task(task: Task, meshes: list[Mesh], models: Models, td3: ShiftAgent | N
         kept = select(judge, parts, codes["agent"])
         clouds["selected"] = judge.decode(kept.code)
         clouds["input"] = given
-        for name in ("autoencoder", "selected"):
-            key = "ae_joined" if name == "autoencoder" else "joined"
-            clouds[key] = torch.stack([_with_input(g, c, generator) for g, c in zip(given, clouds[name])])
-        for name, cloud in clouds.items():
-            for measure, values in measured(cloud, whole).items():
-                out["methods"].setdefault(name, {}).setdefault(measure, []).extend(values)
+        whole_clouds = {name: list(cloud) for name, cloud in clouds.items()}
+        for name in ("autoencoder", "selected", "agent"):
+            whole_clouds[f"{name}_joined"] = [_with_input(g, c) for g, c in zip(given, clouds[name])]
+        for name, made in whole_clouds.items():
+            for cloud, truth in zip(made, whole):
+                for measure, values in measured(cloud[None], truth[None]).items():
+                    out["methods"].setdefault(name, {}).setdefault(measure, []).extend(values)
         accept += kept.share.tolist()
         better += (total(judge.terms(parts, codes["agent"])) > total(judge.terms(parts, codes["search"]))).tolist()
     out["followed"] = accept
@@ -146,13 +147,9 @@ def run_task(task: Task, meshes: list[Mesh], models: Models, td3: ShiftAgent | N
     return out
 
 
-def _with_input(given: Tensor, cloud: Tensor, generator: torch.Generator) -> Tensor:
-    """[INPUT, 3] of the input's points and, where there are none, decoded ones."""
-    new = cloud[distances(cloud[None], given[None])[0] > GAP]
-    # as many of either as their share of the surface: decoded points are spread evenly over all of it
-    count = min(len(new), INPUT - 64)
-    some = torch.randperm(len(given), generator=generator)[: INPUT - count]
-    return torch.cat([given[some], new[:count]])
+def _with_input(given: Tensor, cloud: Tensor) -> Tensor:
+    """[N, 3] the input's points and, where there are none, decoded ones: what `rl3d complete` writes."""
+    return torch.cat([given, cloud[distances(cloud[None], given[None])[0] > NEAR]])
 
 
 @torch.no_grad()
@@ -164,14 +161,19 @@ def run_unknown_frame(meshes: list[Mesh], models: Models) -> dict[str, Any]:
     keep = view_crop(whole, CORNERS[torch.randint(8, (len(meshes),), generator=generator)], 0.5)
     given = resampled(whole, keep, INPUT, generator)
     followed = 0.0
+    ways = {
+        "autoencoder": CompletionOptions(by="autoencoder"),
+        "agent": CompletionOptions(),
+        "always": CompletionOptions(always=True),
+    }
     for i in range(len(meshes)):
         heading = 2 * torch.pi * torch.rand(1, generator=generator)
         cloud, truth = turned(given[i : i + 1], heading)[0], turned(whole[i : i + 1], heading)
-        for by in ("autoencoder", "agent"):
+        for by, options in ways.items():
             began = time.process_time()
-            found = complete(models, PointCloud(cloud), CompletionOptions(by=by))  # type: ignore[arg-type]
+            found = complete(models, PointCloud(cloud), options)
             out["cpu_ms"].setdefault(by, []).append(1000 * (time.process_time() - began))
-            full, _ = joined(PointCloud(cloud), found, INPUT, generator)
+            full, _ = joined(PointCloud(cloud), found, 2 * INPUT, generator)
             for name, made in ((by, found.cloud), (f"{by}_joined", full.points)):
                 for measure, values in measured(made[None], truth).items():
                     out["methods"].setdefault(name, {}).setdefault(measure, []).extend(values)

@@ -17,8 +17,9 @@ METHODS = {
     "td3": "agent by TD3",
     "agent": "agent",
     "selected": "agent + selector",
-    "ae_joined": "autoencoder + the input's points",
-    "joined": "agent + selector + the input's points",
+    "autoencoder_joined": "autoencoder + the input's points",
+    "selected_joined": "agent + selector + the input's points (what is written)",
+    "agent_joined": "agent + the input's points (`--always`)",
 }
 
 TITLES = {
@@ -125,6 +126,8 @@ UNKNOWN = {
     "autoencoder_joined": "autoencoder + the input's points",
     "agent": "agent + selector",
     "agent_joined": "agent + selector + the input's points (what is written)",
+    "always": "agent",
+    "always_joined": "agent + the input's points (`--always`)",
 }
 
 

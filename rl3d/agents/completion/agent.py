@@ -20,6 +20,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from rl3d.agents.completion.env import REACH, STEPS, observation
+from rl3d.agents.completion.latent_gan import uniform_noise
 from rl3d.agents.completion.objective import TERMS, Judge, Parts, total
 from rl3d.agents.policies import mlp
 from rl3d.model_files import read_weights, readable, write_weights
@@ -83,35 +84,25 @@ def climb_loss(agent: ShiftAgent, judge: Judge, parts: Parts) -> tuple[Tensor, T
     return -total(terms).mean(), code, terms
 
 
-@torch.no_grad()
 def hill_climb(
     judge: Judge, parts: Parts, calls: int, generator: Generator | None = None, spread: float = 0.3
 ) -> Tensor:
     """[B, G] the best latent that a random search finds with `calls` decoder calls a row: from E(P_in), normal steps of
     `spread` standard deviations that are kept where the objective grows. The start is the first call."""
-    best, score = parts.start, total(judge.terms(parts, parts.start))
-    for _ in range(calls - 1):
-        tried = best + spread * torch.randn(best.shape, generator=generator)
-        found = total(judge.terms(parts, tried))
-        better = found > score
-        best, score = torch.where(better[:, None], tried, best), torch.where(better, found, score)
-    return best
+    return _search(judge, parts, calls, lambda best: best + spread * torch.randn(best.shape, generator=generator))
+
+
+def best_of(judge: Judge, parts: Parts, calls: int, generator: Generator | None = None) -> Tensor:
+    """[B, G] the best of E(P_in) and `calls` - 1 latents of the generator, by the objective."""
+    gan = judge.gan
+    return _search(judge, parts, calls, lambda best: gan.generate(uniform_noise(gan, len(best), generator)))
 
 
 @torch.no_grad()
-def best_of(judge: Judge, parts: Parts, calls: int, generator: Generator | None = None) -> Tensor:
-    """[B, G] the best of E(P_in) and `calls` - 1 latents of the generator, by the objective."""
-    return _best(judge, parts, calls, lambda: judge.gan.generate(_noise(judge, len(parts), generator)))
-
-
-def _noise(judge: Judge, count: int, generator: Generator | None) -> Tensor:
-    return 2 * torch.rand(count, judge.gan.config.noise, generator=generator) - 1
-
-
-def _best(judge: Judge, parts: Parts, calls: int, draw: Callable[[], Tensor]) -> Tensor:
+def _search(judge: Judge, parts: Parts, calls: int, propose: Callable[[Tensor], Tensor]) -> Tensor:
     best, score = parts.start, total(judge.terms(parts, parts.start))
     for _ in range(calls - 1):
-        tried = draw()
+        tried = propose(best)
         found = total(judge.terms(parts, tried))
         better = found > score
         best, score = torch.where(better[:, None], tried, best), torch.where(better, found, score)

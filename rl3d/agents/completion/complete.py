@@ -25,7 +25,7 @@ from rl3d.agents.completion.implicit import ImplicitDecoder, surface_mesh
 from rl3d.agents.completion.latent_gan import LatentGan
 from rl3d.agents.completion.objective import Judge, Parts, parts_of
 from rl3d.agents.completion.picture import before_and_after
-from rl3d.agents.completion.select import Evidence, evidence, select
+from rl3d.agents.completion.select import NEAR, Evidence, evidence, hiding, select
 from rl3d.assets import model_folder
 from rl3d.errors import InputError
 from rl3d.files import write_json
@@ -39,7 +39,6 @@ LEAST = 32  # different points
 SEEN = 512  # points that the encoder and the objective are given
 HEADINGS = 6  # of a quarter turn; the models know all four quarters
 SCALES = (1.0, 0.8, 0.6)  # longest side of the part in the box of the whole
-GAP = 0.03  # decoded points nearer than this to a visible one say nothing new
 By = Literal["agent", "search", "autoencoder"]
 Up = Literal["y", "z"]
 
@@ -200,24 +199,35 @@ def _likeliest(judge: Judge, parts: Parts, code: Tensor, frame: Frame) -> Tensor
     return (terms["visible"] / frame.scale + terms["critic"] + terms["norm"]).argmax()[None]
 
 
-def joined(cloud: PointCloud, found: Completed, points: int, generator: Generator) -> tuple[PointCloud, int]:
+def joined(
+    cloud: PointCloud,
+    found: Completed,
+    points: int,
+    generator: Generator,
+    viewpoint: tuple[float, float, float] | None = None,
+) -> tuple[PointCloud, int]:
     """The visible points as they came and, where nothing was seen, decoded ones: (at most `points`, how many new).
 
-    A new point has the colour of the visible one nearest to it. Normals are left out.
+    Decoded points near a visible one say nothing new, and those between the viewpoint and what was seen from it stand
+    in space known to be free: both are left out. A new point has the colour of the visible one nearest to it. Normals
+    are left out.
     """
     unit = found.size / float(found.frame.scale[0])
-    away = distances(found.cloud[None], cloud.points[None].float())[0]
-    new = found.cloud[away > GAP * unit]
-    order = torch.randperm(len(new), generator=generator)[: max(points // 2, points - len(cloud))]
-    new = new[order.sort().values]
-    kept = torch.randperm(len(cloud), generator=generator)[: points - len(new)].sort().values
+    seen, decoded = cloud.points[None].float(), found.cloud[None]
+    new = distances(decoded, seen)[0] > NEAR * unit
+    if viewpoint is not None:
+        look = (torch.tensor([viewpoint]) - found.centre) / unit
+        new &= ~hiding((seen - found.centre) / unit, (decoded - found.centre) / unit, look)[0]
+    added = found.cloud[new]
+    order = torch.randperm(len(added), generator=generator)[: max(points // 2, points - len(cloud))]
+    added = added[order.sort().values]
+    kept = torch.randperm(len(cloud), generator=generator)[: points - len(added)].sort().values
     colours = cloud.colours
-    if colours is not None and len(new):
-        near = nearest(new[None], cloud.points[None].float())[0]
-        colours = torch.cat([colours[kept], colours[near]])
+    if colours is not None and len(added):
+        colours = torch.cat([colours[kept], colours[nearest(added[None], seen)[0]]])
     elif colours is not None:
         colours = colours[kept]
-    return PointCloud(torch.cat([cloud.points[kept], new]), None, colours), len(new)
+    return PointCloud(torch.cat([cloud.points[kept], added]), None, colours), len(added)
 
 
 def upright(points: Tensor, up: Up) -> Tensor:
@@ -253,7 +263,7 @@ def complete_file(
         raise InputError("these models have no implicit decoder; leave --mesh out")
     began = time.perf_counter()
     found = complete(models, cloud, options)
-    whole, new = joined(cloud, found, options.points, generator_for(options.seed, 1))
+    whole, new = joined(cloud, found, options.points, generator_for(options.seed, 1), look)
     mesh = None
     if options.mesh and models.implicit is not None:
         mesh = surface_mesh(models.implicit, found.code)

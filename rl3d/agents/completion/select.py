@@ -58,12 +58,16 @@ def evidence(judge: Judge, parts: Parts, code: Tensor, cloud: Tensor, viewpoint:
 
 def seen_through(visible: Tensor, cloud: Tensor, viewpoint: Tensor) -> Tensor:
     """[B] share of the cloud [B, P, 3] that hides a visible point [B, M, 3] from the viewpoint [B, 3]."""
+    return hiding(visible, cloud, viewpoint).float().mean(1)
+
+
+def hiding(visible: Tensor, cloud: Tensor, viewpoint: Tensor) -> Tensor:
+    """[B, P] bool: which points of the cloud stand between the viewpoint and a visible point."""
     rays, to_cloud = visible - viewpoint[:, None], cloud - viewpoint[:, None]
     at = nearest(normalize(to_cloud, dim=-1), normalize(rays, dim=-1))[..., None].expand(-1, -1, 3)
     ray = rays.gather(1, at)
     beside = (normalize(to_cloud, dim=-1) - normalize(ray, dim=-1)).norm(dim=-1) < ANGLE
-    before = to_cloud.norm(dim=-1) < ray.norm(dim=-1) - MARGIN
-    return (beside & before).float().mean(1)
+    return beside & (to_cloud.norm(dim=-1) < ray.norm(dim=-1) - MARGIN)
 
 
 def accepted(before: Evidence, after: Evidence) -> Tensor:

@@ -10,8 +10,17 @@ import pytest
 import torch
 
 from rl3d.agents.completion.agent import AgentConfig, ShiftAgent
-from rl3d.agents.completion.clouds import distances
-from rl3d.agents.completion.complete import CompletionOptions, Models, complete, complete_file, layings, upright
+from rl3d.agents.completion.clouds import Frame, distances
+from rl3d.agents.completion.complete import (
+    Completed,
+    CompletionOptions,
+    Models,
+    complete,
+    complete_file,
+    joined,
+    layings,
+    upright,
+)
 from rl3d.agents.completion.implicit import ImplicitConfig, ImplicitDecoder, labelled, surface_mesh, winding_number
 from rl3d.agents.completion.objective import Judge, Parts
 from rl3d.agents.completion.select import STOPS, Evidence, accepted, evidence, seen_through, select
@@ -86,6 +95,20 @@ def test_points_before_what_was_seen_are_seen_through() -> None:
     plate = torch.stack([x, y, 0 * x], -1).reshape(1, -1, 3)
     cloud = torch.tensor([[[0.0, 0.0, 1.0], [0.2, 0.1, 1.5], [0.0, 0.0, -1.0], [5.0, 0.0, 1.0]]])
     assert float(seen_through(plate, cloud, torch.tensor([[0.0, 0.0, 2.0]]))) == pytest.approx(0.5)
+
+
+def test_new_points_in_free_space_are_left_out() -> None:
+    x, y = torch.meshgrid(torch.linspace(-1, 1, 41), torch.linspace(-1, 1, 41), indexing="ij")
+    plate = PointCloud(torch.stack([x, y, 0 * x], -1).reshape(-1, 3) + 5)
+    decoded = torch.tensor([[5.0, 5.0, 6.0], [5.0, 5.0, 4.0], [5.0, 5.0, 5.01]])
+    frame = Frame(torch.zeros(1), torch.ones(1), torch.zeros(1, 3))
+    nothing = Evidence(*torch.zeros(4, 1))
+    found = Completed(decoded, torch.zeros(8), frame, torch.full((3,), 5.0), 2.0, 1.0, nothing, nothing)
+    g = torch.Generator().manual_seed(0)
+    everywhere, count = joined(plate, found, 4000, g)
+    assert count == 2 and torch.equal(everywhere.points[-2:], decoded[:2])  # the third lies on the plate
+    seen, count = joined(plate, found, 4000, g, (5.0, 5.0, 7.0))
+    assert count == 1 and torch.equal(seen.points[-1], decoded[1])  # the first is in the way
 
 
 def test_ways_of_laying_stay_in_the_box_and_lead_back() -> None:
