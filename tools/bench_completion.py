@@ -206,11 +206,11 @@ def main() -> None:
         if not path.is_file():
             write_json(path, run_task(task, meshes, models, td3))
             print(task.key, flush=True)
-    if not (args.out / "unknown.json").is_file():
-        write_json(args.out / "unknown.json", run_unknown_frame(meshes, models))
     if not (args.out / "floor.json").is_file():
         write_json(args.out / "floor.json", floor(meshes))
     draw(meshes, models, args.out / "completion.png")
+    if not (args.out / "unknown.json").is_file():
+        write_json(args.out / "unknown.json", run_unknown_frame(meshes[::3], models))
 
 
 def floor(meshes: list[Mesh]) -> dict[str, Any]:

@@ -112,8 +112,8 @@ def page(results: dict[str, Any]) -> str:
         parts += [
             "## Frame unknown",
             f"As `rl3d complete` works: a view crop of half the points, turned by a random angle, of which neither box "
-            f"nor heading is known; one a shape. The selector followed {100 * row['followed']:.0f} % of the agent's "
-            f"way. {np.mean(row['cpu_ms']['agent']):.0f} ms of one thread a cloud.",
+            f"nor heading is known; every third shape. The selector followed {100 * row['followed']:.0f} % of the "
+            f"agent's way. {np.mean(row['cpu_ms']['agent']):.0f} ms of one thread a cloud.",
             table(row, UNKNOWN),
         ]
     parts += ["## Time", times(first)]

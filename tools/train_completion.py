@@ -41,7 +41,7 @@ from rl3d.scenes.mesh import Mesh
 
 SURFACE, SEEN, LOOKS = 4096, 512, 3  # points of a surface and of a look, looks a mesh
 TRUTH = 1024  # points that a decoded cloud is compared with
-QUERIES, ASKED = 768, 256  # places a mesh with their distances, and how many of them a step asks for
+QUERIES, ASKED = 384, 256  # places a mesh with their distances, and how many of them a step asks for
 PARTS = 6  # random parts a mesh, and as many latents of complete clouds
 GONE = (0.1, 0.6)  # shares that are missing where the agent is shown less than is visible
 HELD = 16  # every so many meshes of the training split are kept back from the agent, to compare ways to learn

@@ -15,6 +15,7 @@ from rl3d.files import atomic_path
 SEEN, NEW, GROUND = (52, 84, 122), (226, 122, 40), (246, 246, 246)
 TILT = 0.35  # radians that the camera looks down
 SIDES = (0.6, 2.7)
+MOST = 6000
 
 
 def panel(points: Tensor, colours: Tensor, azimuth: float, low: Tensor, high: Tensor, size: int = 300) -> Image.Image:
@@ -35,7 +36,9 @@ def panel(points: Tensor, colours: Tensor, azimuth: float, low: Tensor, high: Te
 
 
 def before_and_after(given: Tensor, kept: Tensor, new: Tensor, out: Path) -> Path:
-    """Beside OUT, as .png: the input above, visible and new points below; the same two cameras."""
+    """Beside OUT, as .png: the input above, visible and new points below; the same two cameras. Of more than MOST
+    points an even choice is drawn."""
+    given, kept, new = (points[:: 1 + len(points) // MOST] for points in (given, kept, new))
     everything = torch.cat([given, kept, new])
     low, high = everything.amin(0), everything.amax(0)
     dark, bright = torch.tensor(SEEN, dtype=torch.float32), torch.tensor(NEW, dtype=torch.float32)
