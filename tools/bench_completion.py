@@ -221,7 +221,7 @@ def floor(meshes: list[Mesh]) -> dict[str, Any]:
 
 @torch.no_grad()
 def draw(meshes: list[Mesh], models: Models, path: Path) -> None:
-    """Ten val shapes, evenly through the list, half gone: input, autoencoder, agent + selector, truth."""
+    """Ten val shapes, evenly through the list, half gone: input, autoencoder, agent + selector, agent, truth."""
     chosen = [meshes[i * len(meshes) // 10] for i in range(10)]
     generator = torch.Generator().manual_seed(5)
     whole = surface_points(chosen, TRUTH, generator)
@@ -229,16 +229,16 @@ def draw(meshes: list[Mesh], models: Models, path: Path) -> None:
     given = resampled(whole, keep, INPUT, generator)
     judge = models.judge
     parts: Parts = parts_of(judge.autoencoder, given[:, :SEEN])
-    plain, kept = (
-        judge.decode(c) for c in (parts.start, select(judge, parts, models.agent.path(judge, parts)[-1]).code)
-    )
+    end = models.agent.path(judge, parts)[-1]
+    plain, kept, agent = (judge.decode(c) for c in (parts.start, select(judge, parts, end).code, end))
     low, high = torch.full((3,), -0.42), torch.full((3,), 0.42)
     rows = []
     for clouds, colour in (
-        (given, (52, 84, 122)),
-        (plain, (110, 110, 110)),
+        (given, SEEN_IN),
+        (plain, GREY),
         (kept, NEW),
-        (whole[:, :INPUT], (52, 84, 122)),
+        (agent, NEW),
+        (whole[:, :INPUT], SEEN_IN),
     ):
         paint = torch.tensor([colour], dtype=torch.float32)
         rows.append([panel(c, paint.expand(len(c), 3), 0.6, low, high, 150) for c in clouds])

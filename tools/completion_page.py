@@ -96,9 +96,9 @@ def page(results: dict[str, Any]) -> str:
             floor=1000 * float(np.mean(floor["cd_l1"])),
             ceiling=float(np.mean(floor["f1"])),
         ),
-        "![Rows: input, autoencoder, agent with selector, truth](../images/completion.png)",
+        "![Rows: input, autoencoder, agent with selector, agent, truth](../images/completion.png)",
         "*Ten shapes evenly through the val split, half gone by a view crop, nothing picked. Rows: the input, the "
-        "autoencoder, the agent with the selector, the truth.*",
+        "autoencoder, the agent with the selector, the agent alone, the truth.*",
         "## The agent's gain in CD-l1",
         gains(results),
         "followed: how much of the agent's way the selector takes, on average. no worse: share of the cases in which "
