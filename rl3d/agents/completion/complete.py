@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -181,7 +181,7 @@ def complete(models: Models, cloud: PointCloud, options: CompletionOptions) -> C
     else:
         code = kept.code
     found = Completed(models.judge.decode(code)[0], code[0], frame, centre, size, share, kept.before, after)
-    return Completed(**{**vars(found), "cloud": found.back(found.cloud)})
+    return replace(found, cloud=found.back(found.cloud))
 
 
 def _latents(models: Models, parts: Parts, options: CompletionOptions, generator: Generator) -> Tensor:
@@ -256,7 +256,7 @@ def complete_file(
     look = options.viewpoint
     if look is not None and options.up == "z":
         look = tuple(upright(torch.tensor([look]), "z")[0].tolist())  # type: ignore[assignment]
-    options = CompletionOptions(**{**vars(options), "viewpoint": look})
+    options = replace(options, viewpoint=look)
     cloud = PointCloud(upright(raw.points, options.up), None, raw.colours)
     models = models or load_models()
     if options.mesh and models.implicit is None:
