@@ -188,6 +188,8 @@ def test_the_command(models: Models, partial: Path, tmp_path: Path, capsys: pyte
     assert main([*words, "--always"]) == 0
     assert json.loads((tmp_path / "o.json").read_text())["followed"] == 1.0
     assert capsys.readouterr().out.strip() == str(tmp_path / "o.ply")
+    assert main([*words, "--own-frame"]) == 2
+    assert "leave --own-frame out" in capsys.readouterr().err
     assert main([*words, "--seen-from", "1,2"]) == 2
     assert "takes three numbers" in capsys.readouterr().err
     assert main(["complete", str(partial), "--out", str(partial)]) == 2
