@@ -258,10 +258,11 @@ def complete_file(
         look = tuple(upright(torch.tensor([look]), "z")[0].tolist())  # type: ignore[assignment]
     options = replace(options, viewpoint=look)
     cloud = PointCloud(upright(raw.points, options.up), None, raw.colours)
-    if options.own_frame and float(cloud.points.abs().max()) > 0.75:
+    reach = float(cloud.points.abs().max())
+    if options.own_frame and reach > 0.75:
         raise InputError(
-            f"{path} reaches {float(cloud.points.abs().max()):.3g} from the origin, the whole object's box of longest side "
-            "1 does not; leave --own-frame out"
+            f"{path} reaches {reach:.3g} from the origin, the whole object's box of longest side 1 does not; leave "
+            "--own-frame out"
         )
     models = models or load_models()
     if options.mesh and models.implicit is None:
