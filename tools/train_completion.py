@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Generator, Tensor, nn
 from train_prior import Ema, restore, save
 
-from rl3d.agents.completion.agent import ShiftAgent, climb_loss
+from rl3d.agents.completion.agent import AgentConfig, ShiftAgent, climb_loss
 from rl3d.agents.completion.autoencoder import Autoencoder, reconstruction
 from rl3d.agents.completion.clouds import corrupted, random_frame, resampled, surface_points
 from rl3d.agents.completion.env import LatentCompletion
@@ -46,6 +46,7 @@ PARTS = 6  # random parts a mesh, and as many latents of complete clouds
 GONE = (0.1, 0.6)  # shares that are missing where the agent is shown less than is visible
 HELD = 16  # every so many meshes of the training split are kept back from the agent, to compare ways to learn
 EMA = 0.999
+TD3_REACH = 0.5  # noise in 128 directions adds up: with the agent's own reach, exploring leaves all that decodes well
 Loss = Callable[[int, Generator], tuple[Tensor, dict[str, float]]]
 
 
@@ -291,11 +292,11 @@ def train_td3(args: argparse.Namespace) -> None:
     bank, autoencoder = load_file(args.out / "bank.safetensors"), Autoencoder.load(args.out / "autoencoder" / "model")
     _, held = split_rows(len(bank["surface"]))
     judge = Judge(autoencoder, LatentGan.load(args.out / "agent" / "critic"))
-    env = LatentCompletion(args.batch, learned_parts(args, autoencoder, bank), judge, seed=args.seed)
+    parts = learned_parts(args, autoencoder, bank)
+    env = LatentCompletion(args.batch, parts, judge, reach=TD3_REACH, seed=args.seed)
     torch.manual_seed(args.seed)
-    # 0.05 in each of 128 directions is a step of more than one standard deviation of all of them together
-    options = TD3Options(gamma=1.0, smooth=0.05, limit=0.1, actor_rate=3e-4, critic_rate=1e-3)
-    agent = ShiftAgent()
+    options = TD3Options(gamma=1.0, smooth=0.05, limit=0.1, actor_rate=1e-4, critic_rate=1e-3)
+    agent = ShiftAgent(AgentConfig(reach=TD3_REACH))
     state = td3_state(env.state_size, env.action_size, options, agent.config.hidden)
     replay, generator = Replay(20_000), generator_for(args.seed, 4 * 10**6)
     seen, gained = env.reset(seed=args.seed)["state"], 0.0

@@ -63,6 +63,15 @@ def test_sb3s_td3_learns_on_it_unchanged(judge: Judge, parts: Parts) -> None:
     assert model.num_timesteps == 12
 
 
+def test_it_needs_nothing() -> None:
+    """The embedded models and the built-in furniture, by its name alone."""
+    env = gymnasium.make(f"rl3d.agents.gym:{COMPLETION_ID}")
+    seen, _ = env.reset(seed=0)
+    assert seen.shape == (261,) and env.action_space.shape == (128,)
+    _, reward, over, cut, _ = env.step(np.zeros(128, np.float32))
+    assert reward == pytest.approx(0, abs=1e-5) and not over and not cut
+
+
 def test_parts_of_the_furniture(judge: Judge) -> None:
     parts = furniture_parts(judge)
     assert len(parts) == 4 * 29 and parts.points.abs().max() < 0.75 and parts.start.isfinite().all()
