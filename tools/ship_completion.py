@@ -36,7 +36,7 @@ def last(run: Path, stage: str) -> dict[str, float]:
     return json.loads((run / stage / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
 
 
-def card(run: Path, sizes: dict[str, int], results: dict[str, Any]) -> str:
+def card(run: Path, sizes: dict[str, int], results: dict[str, Any], note: str = "") -> str:
     first = results["view50"]
     lines = [
         "# Point-cloud completion",
@@ -55,7 +55,7 @@ def card(run: Path, sizes: dict[str, int], results: dict[str, Any]) -> str:
         f"GAN, {last(run, 'agent')['step']} of the agent (batch 48), {last(run, 'implicit')['step']} of the implicit "
         "decoder. Random quarter turns with up to 10 degrees more, mirrored, half of them smaller and shifted. The "
         "agent's reward sees what is visible, never what is missing; the autoencoder and the critic learn from "
-        "complete clouds, never paired with a part.",
+        "complete clouds, never paired with a part." + (f" {note}" if note else ""),
         "",
         f"On {first['shapes']} shapes that nothing was trained or tuned on (docs/benchmarks/completion.md), CD-l1 x "
         "1000 with 95 % intervals by shape:",
@@ -88,6 +88,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("bench", type=Path, help="folder of tools/bench_completion.py")
+    parser.add_argument("--note", default="", help="a sentence for the card, about how this run went")
     parser.add_argument("--agent", choices=("agent", "td3"), default="agent")
     args = parser.parse_args()
     results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in args.bench.glob("*.json")}
@@ -98,7 +99,7 @@ def main() -> None:
         for key in TITLES
         if key in results
     }
-    ship(assets, WHAT, card(args.run, sizes, results), numbers)
+    ship(assets, WHAT, card(args.run, sizes, results, args.note), numbers)
 
 
 if __name__ == "__main__":
