@@ -1,11 +1,13 @@
 """`rl3d/SceneLayout-v0` for gymnasium: single and vector, on top of `rl3d.agents.layout.SceneLayout`.
 
+`rl3d/PointCompletion-v0` is registered here too; it lives in `rl3d.agents.completion.gym`.
+
 Pieces come in the order of their footprints, the largest first, and an action is the place of the one at hand: one of
 4 x 64 x 64 (heading, row, column of its first cell) or, the last action, to leave it out. `action_masks()` says which
 are legal, in the form that sb3-contrib's MaskablePPO asks for; an action that is not legal is refused by an error, so
 learners without masks need the wrapper's `repair=True`, which takes a legal place in its stead.
 
-`import rl3d.agents.gym` registers it; `gymnasium.make("rl3d.agents.gym:rl3d/SceneLayout-v0")` does both (gymnasium 1
+`import rl3d.agents.gym` registers both; `gymnasium.make("rl3d.agents.gym:rl3d/SceneLayout-v0")` does both (gymnasium 1
 no longer looks for plugins by itself).
 """
 
@@ -28,7 +30,7 @@ from rl3d.agents.layout.furniture import KINDS
 from rl3d.agents.layout.rooms import GRID
 from rl3d.agents.layout.tasks import Tasks
 
-ID = "rl3d/SceneLayout-v0"
+ID, COMPLETION_ID = "rl3d/SceneLayout-v0", "rl3d/PointCompletion-v0"
 COARSE = 16  # cells a side of what an agent sees of the floor
 VECTOR = 41 + len(KINDS) + 3  # the room, and kind and size of the piece at hand
 
@@ -164,12 +166,18 @@ class SceneLayoutVectorEnv(VectorEnv):  # type: ignore[type-arg]
 
 
 def register_envs() -> None:
-    """Tell gymnasium of the environment; once."""
+    """Tell gymnasium of the environments; once."""
     if ID not in gymnasium.registry:
         gymnasium.register(
             ID,
             entry_point="rl3d.agents.gym:SceneLayoutEnv",
             vector_entry_point="rl3d.agents.gym:SceneLayoutVectorEnv",
+        )
+    if COMPLETION_ID not in gymnasium.registry:
+        gymnasium.register(
+            COMPLETION_ID,
+            entry_point="rl3d.agents.completion.gym:PointCompletionEnv",
+            vector_entry_point="rl3d.agents.completion.gym:PointCompletionVectorEnv",
         )
 
 

@@ -25,6 +25,7 @@ from rl3d.errors import InputError, RL3DError, nearest, way_out
 COMMANDS = {
     "generate": "turn a sentence into a checked 3D asset",
     "finetune": "tune a multi-view prior on a reward",
+    "complete": "complete a partial point cloud, as points or as a mesh",
     "layout": "furnish rooms with a learned policy, train it, or score a room",
     "render": "render a turntable of a mesh, splat or field file",
     "score": "judge how well 3D files match a sentence",

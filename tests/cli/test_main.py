@@ -83,7 +83,10 @@ def test_help_lists_every_command(rl3d: Callable) -> None:
     ("words", "message"),
     [
         (["generat"], "unknown command 'generat'; did you mean 'generate'?"),
-        (["xyz"], "unknown command 'xyz'; known: generate, finetune, layout, render, score, mesh, rewards, doctor"),
+        (
+            ["xyz"],
+            "unknown command 'xyz'; known: generate, finetune, complete, layout, render, score, mesh, rewards, doctor",
+        ),
         (["doctor", "--jsno"], "unknown option --jsno; did you mean --json?"),
         (["--verion"], "unknown option --verion; did you mean --version?"),
         (["generate"], "PROMPT; see rl3d generate --help"),
