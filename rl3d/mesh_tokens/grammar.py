@@ -75,13 +75,14 @@ class Grammar:
         return k, torch.tensor(AXIS, device=slot.device)[slot], slot != OVER
 
     def allowed(self, state: GrammarState) -> Tensor:
-        """[B, V] bool: what may come next. A row without any is a dead end, which only the grid's far corner has."""
+        """[B, V] bool: what may come next. A row without any is a dead end, which only the grid's border has."""
         signs = self.tokenizer.vocabulary
         k, axis, any_coordinate = self._due(state.slot)
-        floor = state.floor.gather(1, k.clamp_min(0)[:, None])[:, 0] + (k == 8)
+        # What must be exceeded in the end cannot be equalled now if the rest of it stands at the border.
+        floor = state.floor.gather(1, k.clamp_min(0)[:, None])[:, 0] + ~_room(state.floor, k, signs.bins)
         low = torch.where((k >= 0) & state.tight, floor, 0)
         before = torch.arange(3, device=axis.device) < axis[:, None]  # [B, 3] coordinates that the vertex has already
-        own = state.face[:, 0].gather(1, axis[:, None])[:, 0] + (axis == 2)
+        own = state.face[:, 0].gather(1, axis[:, None])[:, 0] + ~_room(state.face[:, 0], axis, signs.bins)
         equal = ((state.vertex == state.face[:, 0]) | ~before).all(1)
         low = torch.where((k >= 3) & equal, torch.maximum(low, own), low)
         coordinate = torch.arange(signs.bins, device=axis.device)
@@ -147,6 +148,12 @@ class Grammar:
             out.append(allowed)
             state = self.advance(state, token)
         return torch.stack(out, 1)
+
+
+def _room(values: Tensor, k: Tensor, bins: int) -> Tensor:
+    """[B] bool: something of [B, N] after place k [B] is below the last bin."""
+    after = torch.arange(values.shape[1], device=k.device) > k[:, None]
+    return (after & (values < bins - 1)).any(1)
 
 
 def slots_of(tokens: Tensor, tokenizer: Tokenizer) -> Tensor:

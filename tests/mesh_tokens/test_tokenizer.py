@@ -213,3 +213,21 @@ def test_odd_meshes_still_go_in():
     assert said.failure == "" and said.face_count == 1
     flipped = np.concatenate([CUBE_FACES, CUBE_FACES[:, ::-1]])  # non-manifold: every face twice
     assert len(to_bins(CUBE, flipped)[0].faces) == 12
+
+
+@pytest.mark.parametrize("kind", ["raw", "adjacent"])
+def test_what_cannot_be_exceeded_any_more_is_not_equalled(kind):
+    """A whole face comes after the last one in order, its vertices after its first: neither may run out of room."""
+    tokenizer = Tokenizer(kind, 8)
+    grammar, signs, far = Grammar(tokenizer), tokenizer.vocabulary, 7
+    face = [far, far, 0, far, far, 1, far, far, far]
+    again = [signs.begin, *face, *([signs.restart] if kind == "adjacent" else []), *face[:5]]
+    state = grammar.start(1)
+    for token in again[1:]:
+        assert grammar.allowed(state)[0, token], token
+        state = grammar.advance(state, torch.tensor([token]))
+    assert grammar.allowed(state)[0].nonzero().flatten().tolist() == list(range(2, 8))  # 1 would have to end above 7
+    state = grammar.start(1)
+    for token in (3, far, far):
+        state = grammar.advance(state, torch.tensor([token]))
+    assert grammar.allowed(state)[0].nonzero().flatten().tolist() == list(range(4, 8))
