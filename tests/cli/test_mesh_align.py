@@ -111,9 +111,12 @@ def test_two_processes_end_where_one_does(action: str, world: Path, tmp_path: Pa
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.strip() == str(tmp_path / name / "model")
     one, two, start = weights(tmp_path / "one"), weights(tmp_path / "two"), load_file(world / "model/model.safetensors")
-    moved = max(float((one[name] - start[name]).abs().max()) for name in one)
-    apart = max(float((one[name] - two[name]).abs().max()) for name in one)
-    assert moved > 1e-3 and apart < 1e-3 * moved, (moved, apart)  # measured 1.2e-4 and 0
+
+    def far(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+        return float(torch.cat([(a[name] - b[name]).flatten() for name in a]).norm())
+
+    # As a whole: Adam blows the rounding of single gradients near 0 up to whole steps. Measured 2e-4 and 0.
+    assert far(one, start) > 0.01 and far(one, two) < 2e-3 * far(one, start)
     rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
     assert rows[0][0].keys() == rows[1][0].keys()
     for key in {"align": ("preference", "nll", "tokens_loser"), "grpo": ("loss", "failed", "hd")}[action]:
