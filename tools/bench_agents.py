@@ -265,6 +265,17 @@ def first_episodes(env: Any, begin: Any, act: Callable[[Any], tuple[Any, Tensor,
     return total.tolist()
 
 
+def drawn_rooms(policy: Any, judge: Any) -> Returns:
+    """Returns of one unseen room a row, by drawn actions."""
+    generator = torch.Generator().manual_seed(UNSEEN)
+
+    def act(seen: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        step = judge.step(policy.act(seen, judge, generator).action)
+        return step.observation, step.reward, step.done
+
+    return first_episodes(judge, judge.reset(seed=UNSEEN), act)
+
+
 def layout_ours(run: OnPolicy, seed: int, count: int) -> tuple[Returns, float]:
     torch.manual_seed(seed)
     env = Flat(run.envs, training_rooms())
@@ -275,13 +286,7 @@ def layout_ours(run: OnPolicy, seed: int, count: int) -> tuple[Returns, float]:
     for _ in range(run.options.updates):
         learner.update()
     seconds = time.process_time() - began
-    judge, generator = Flat(count, unseen_rooms()), torch.Generator().manual_seed(UNSEEN)
-
-    def act(seen: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        step = judge.step(policy.act(seen, judge, generator).action)
-        return step.observation, step.reward, step.done
-
-    return first_episodes(judge, judge.reset(seed=UNSEEN), act), seconds
+    return drawn_rooms(policy, Flat(count, unseen_rooms())), seconds
 
 
 def layout_theirs(run: OnPolicy, seed: int, count: int) -> tuple[Returns, float]:
@@ -312,13 +317,7 @@ def layout_proposals(run: OnPolicy, seed: int, count: int) -> tuple[Returns, flo
     for _ in range(run.options.updates):
         learner.update()
     seconds = time.process_time() - began
-    judge, generator = SceneLayout(count, unseen_rooms()), torch.Generator().manual_seed(UNSEEN)
-
-    def act(seen: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        step = judge.step(policy.act(seen, judge, generator).action)
-        return step.observation, step.reward, step.done
-
-    return first_episodes(judge, judge.reset(seed=UNSEEN), act), seconds
+    return drawn_rooms(policy, SceneLayout(count, unseen_rooms())), seconds
 
 
 @dataclass(frozen=True)
