@@ -29,7 +29,7 @@ class Around:
         written: [B, T] int64, faces so far.
         reach: [B, T, K] from each of the first K = `WATCHED` points of the cloud to the nearest vertex so far, or
             middle of two vertices that followed each other; infinite before there is one. None without a cloud.
-        tail: [B, WINDOW or less] the last tokens.
+        tail, tail_slots: [B, WINDOW or less] the last tokens and the slots after them, to go on from.
     """
 
     slots: Tensor
@@ -37,6 +37,7 @@ class Around:
     written: Tensor
     reach: Tensor | None
     tail: Tensor
+    tail_slots: Tensor
 
     def rows(self, index: Tensor) -> Around:
         """Some of the rows, or rows several times."""
@@ -45,22 +46,21 @@ class Around:
 
     def at(self, part: slice) -> Around:
         """Some of the places; not to go on from."""
-        return Around(**{k: v if v is None or k == "tail" else v[:, part] for k, v in vars(self).items()})
+        return Around(**{k: v if v is None or k.startswith("tail") else v[:, part] for k, v in vars(self).items()})
 
     def after(self, token: Tensor, slot: Tensor, tokenizer: Tokenizer, points: Tensor | None) -> Around:
-        """One token [B] later, that place alone (with the slots of the window, to go on from).
+        """One token [B] later, that place alone.
 
         Args:
             slot: [B] after the token, see `grammar.GrammarState`. points: see `around_of`.
         """
         tail = torch.cat([self.tail, token[:, None]], 1)[:, -WINDOW:]
-        slots = torch.cat([self.slots, slot[:, None]], 1)[:, -WINDOW:]
+        slots = torch.cat([self.tail_slots, slot[:, None]], 1)[:, -WINDOW:]
         near = near_of(tail, slots, tokenizer)[:, -1:]
-        last = self.written[:, -1:] + finished(tail, slots, tokenizer)[:, -1:]
+        written = self.written[:, -1:] + finished(tail, slots, tokenizer)[:, -1:]
         before = None if self.reach is None else self.reach[:, -1]
-        return Around(
-            slots, near, last, None if points is None else reached(near, points, tokenizer.bins, before), tail
-        )
+        reach = None if points is None else reached(near, points, tokenizer.bins, before)
+        return Around(slots[:, -1:], near, written, reach, tail, slots)
 
 
 def around_of(tokens: Tensor, tokenizer: Tokenizer, points: Tensor | None = None) -> Around:
@@ -72,13 +72,8 @@ def around_of(tokens: Tensor, tokenizer: Tokenizer, points: Tensor | None = None
     slots = slots_of(tokens, tokenizer)
     near = near_of(tokens, slots, tokenizer)
     written = finished(tokens, slots, tokenizer).long().cumsum(1)
-    return Around(
-        slots,
-        near,
-        written,
-        None if points is None else reached(near, points, tokenizer.bins),
-        tokens[:, -WINDOW:],
-    )
+    reach = None if points is None else reached(near, points, tokenizer.bins)
+    return Around(slots, near, written, reach, tokens[:, -WINDOW:], slots[:, -WINDOW:])
 
 
 def complete(tokens: Tensor, slots: Tensor, tokenizer: Tokenizer) -> Tensor:

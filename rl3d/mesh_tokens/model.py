@@ -8,7 +8,6 @@ token, so that the network need not count.
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -165,13 +164,13 @@ class MeshLMModel(MeshLMPreTrainedModel):
             if seen:
                 raise InputError("tokens after a cache need what is around them; compute it with around_of")
             around = around_of(input_ids, self.config.tokenizer, points)
-        slots = around.slots[:, -input_ids.shape[1] :]
+        slots = around.slots
         if use_cache and past_key_values is None:
             past_key_values = KeyValues()
         bins = self.config.bins
         axis = torch.where(input_ids < bins, (slots - 1) % 3 * bins + input_ids, 3 * bins)
         x = self.tokens(input_ids) + self.slots(slots) + self.axes(axis)
-        x = x + self.lookup(replace(around, slots=slots), points, normals, has_points, faces)
+        x = x + self.lookup(around, points, normals, has_points, faces)
         prefix = self.prefix.length
         # The whole prefix stands at position 0, its order says nothing.
         positions = torch.arange(seen - prefix if seen else 0, max(seen - prefix, 0) + x.shape[1], device=x.device) + 1

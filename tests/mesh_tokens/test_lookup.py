@@ -50,7 +50,7 @@ def test_near_is_what_was_written_last(kind: str) -> None:
 
 def around(near: torch.Tensor, slots: torch.Tensor, reach: torch.Tensor) -> Around:
     written = torch.arange(near.shape[1]).expand(len(near), -1)
-    return Around(slots, near, written, reach, torch.zeros(len(near), 1))
+    return Around(slots, near, written, reach, torch.zeros(len(near), 1), slots)
 
 
 def test_weights_are_those_of_the_formula() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tiny_rounds import PROMPTS, TINY, adapter, dark, rounds
 from tiny_world import random_prior
 from toy_prior import ToyPrior
 
@@ -19,7 +20,6 @@ from rl3d.multiview.loop import finetune
 from rl3d.multiview.options import (
     ALGORITHMS,
     AdapterOptions,
-    FinetuneOptions,
     ForwardOptions,
     PathOptions,
     WatchOptions,
@@ -27,35 +27,11 @@ from rl3d.multiview.options import (
 from rl3d.multiview.sampler_options import SamplerOptions
 from rl3d.priors import load
 from rl3d.rewards.protocol import RewardInput, reward
-from rl3d.runs import read_metrics
-
-PROMPTS = ["a box", "a crate", "a barrel"]
-TINY = FinetuneOptions(
-    rounds=2,
-    prompts_per_round=2,
-    group=4,
-    micro_batch=4,
-    sampler=SamplerOptions(steps=4),
-    watch=WatchOptions(every=0, kl_budget=10.0),
-)
-
-
-@reward(views=None)
-def dark(x: RewardInput) -> torch.Tensor:
-    return 1 - x.images.mean((1, 2, 3, 4))
 
 
 @reward(views=None)
 def bright(x: RewardInput) -> torch.Tensor:
     return x.images.mean((1, 2, 3, 4))
-
-
-def rounds(out: Path) -> list[dict]:
-    return [row for row in read_metrics(out / "metrics.jsonl") if row["stage"] == "round"]
-
-
-def bits(folder: Path) -> bytes:
-    return (folder / "adapter_model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("algorithm", sorted(ALGORITHMS))
@@ -104,8 +80,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         with pytest.raises(Killed):
             finetune(ToyPrior(), dark, PROMPTS, options, tmp_path / "parts", guard=bright)
     parts = finetune(ToyPrior(), dark, PROMPTS, options, tmp_path / "parts", guard=bright, resume=True)
-    assert bits(parts) == bits(whole)
-    assert bits(tmp_path / "parts" / "last") == bits(tmp_path / "whole" / "last")
+    assert adapter(parts) == adapter(whole)
+    assert adapter(tmp_path / "parts" / "last") == adapter(tmp_path / "whole" / "last")
     kept = ("reward", "from_base", "gradient", "micro_batch")
     for a, b in zip(rounds(tmp_path / "whole"), rounds(tmp_path / "parts"), strict=True):
         assert {k: a[k] for k in kept if k in a} == {k: b[k] for k in kept if k in b}
@@ -125,7 +101,7 @@ def test_the_best_by_the_guard_is_kept_and_not_the_last(tmp_path: Path) -> None:
     # What darkens is not bright: the base stays the best by the guard, and the run is stopped.
     assert report["best"]["round"] == 0 and "being gamed" in report["stopped"]
     assert report["rounds"] < 12
-    assert bits(best) != bits(tmp_path / "run" / "last")
+    assert adapter(best) != adapter(tmp_path / "run" / "last")
     guards = [row["guard"] for row in report["looks"]]
     assert guards[0] == max(guards) and len(guards) == report["rounds"] // 2 + 1
     assert (tmp_path / "run" / "looks" / "round-0002.png").exists()
@@ -198,7 +174,7 @@ def test_where_memory_runs_out_fewer_rows_go_at_once(tmp_path: Path, monkeypatch
     monkeypatch.setattr(module, "draw", draw)
     out = finetune(ToyPrior(), dark, PROMPTS, TINY, tmp_path / "run")
     assert [row["micro_batch"] for row in rounds(tmp_path / "run")] == [2, 2]
-    assert bits(out) == bits(plain)
+    assert adapter(out) == adapter(plain)
     monkeypatch.setattr(module, "draw", whole)
     once = []
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from tiny_rounds import PROMPTS, TINY, adapter, dark, rounds
 from toy_prior import ToyPrior
 
 from rl3d.errors import InputError
@@ -16,35 +17,9 @@ from rl3d.multiview import memory
 from rl3d.multiview.algorithms import rule_for
 from rl3d.multiview.geometry import cut
 from rl3d.multiview.loop import finetune
-from rl3d.multiview.options import ALGORITHMS, FinetuneOptions, WatchOptions
+from rl3d.multiview.options import ALGORITHMS
 from rl3d.multiview.policy import Policy
-from rl3d.multiview.sampler_options import SamplerOptions
 from rl3d.progress import Progress
-from rl3d.rewards.protocol import RewardInput, reward
-from rl3d.runs import read_metrics
-
-PROMPTS = ["a box", "a crate", "a barrel"]
-TINY = FinetuneOptions(
-    rounds=2,
-    prompts_per_round=2,
-    group=4,
-    micro_batch=4,
-    sampler=SamplerOptions(steps=4),
-    watch=WatchOptions(every=0, kl_budget=10.0),
-)
-
-
-@reward(views=None)
-def dark(x: RewardInput) -> torch.Tensor:
-    return 1 - x.images.mean((1, 2, 3, 4))
-
-
-def rounds(out: Path) -> list[dict]:
-    return [row for row in read_metrics(out / "metrics.jsonl") if row["stage"] == "round"]
-
-
-def adapter(folder: Path) -> bytes:
-    return (folder / "adapter_model.safetensors").read_bytes()
 
 
 def test_any_round_is_cut_into_the_fewest_micro_batches_that_fit() -> None:

@@ -14,13 +14,15 @@ from rl3d.scenes.mesh import Mesh
 EACH = 4  # random parts of each piece
 
 
+def furniture_meshes() -> list[Mesh]:
+    """rl3d's built-in furniture, each piece in its own frame of longest side 1."""
+    pieces = (built_in(i, kind.sizes[0]) for i, kind in enumerate(KINDS))
+    return [Mesh(torch.from_numpy(canonical(piece.vertices.numpy())), piece.faces) for piece in pieces]
+
+
 def furniture_parts(judge: Judge, seed: int = 0) -> Parts:
-    """Random parts of rl3d's built-in furniture in random frames."""
-    meshes = []
-    for i, kind in enumerate(KINDS):
-        mesh = built_in(i, kind.sizes[0])
-        meshes.append(Mesh(torch.from_numpy(canonical(mesh.vertices.numpy())), mesh.faces))
+    """Random parts of `furniture_meshes` in random frames."""
     generator = torch.Generator().manual_seed(seed)
-    whole = surface_points(meshes, 1024, generator).repeat(EACH, 1, 1)
+    whole = surface_points(furniture_meshes(), 1024, generator).repeat(EACH, 1, 1)
     part = corrupted(random_frame(len(whole), generator).into(whole), 512, generator)
     return parts_of(judge.autoencoder, part)

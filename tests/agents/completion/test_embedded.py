@@ -8,10 +8,8 @@ import torch
 from rl3d.agents.completion import complete, load_models, parts_of, select
 from rl3d.agents.completion.clouds import CORNERS, chamfer, distances, resampled, surface_points, turned, view_crop
 from rl3d.agents.completion.complete import SEEN, CompletionOptions, Models
+from rl3d.agents.completion.furniture import furniture_meshes
 from rl3d.agents.layout.furniture import KINDS
-from rl3d.agents.layout.pieces import built_in
-from rl3d.data.asset_set import canonical
-from rl3d.scenes import Mesh
 from rl3d.scenes.point_cloud import PointCloud
 
 
@@ -22,11 +20,7 @@ def models() -> Models:
 
 def furniture() -> torch.Tensor:
     """[29, 2048, 3] in their own frames."""
-    generator, meshes = torch.Generator().manual_seed(0), []
-    for i, kind in enumerate(KINDS):
-        mesh = built_in(i, kind.sizes[0])
-        meshes.append(Mesh(torch.from_numpy(canonical(mesh.vertices.numpy())), mesh.faces))
-    return surface_points(meshes, 2048, generator)
+    return surface_points(furniture_meshes(), 2048, torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
